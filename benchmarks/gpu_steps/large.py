@@ -109,7 +109,7 @@ def checkpointed(run: Run, count: int, batch: int) -> dict:
     name = "activation_checkpointing_kwargs" if "activation" in switch.__name__ else "gradient_checkpointing_kwargs"
     switch(**{name: {"use_reentrant": False}})
     try:
-        return together(run, count, batch, steps=1) | {"on": memory.checkpointing(model)}
+        return together(run, count, batch, steps=1) | {"on": model.is_activation_checkpointing}
     finally:
         off = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
         off()

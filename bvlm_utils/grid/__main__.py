@@ -48,9 +48,6 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-# ---------------------------------------------------------------- running it
-
-
 def plan(
     jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False, rescore: bool = False
 ) -> tuple[Run, list[Cell]]:
@@ -105,11 +102,8 @@ def run(
 
 
 def _how_to_go_on(grid_run: Run) -> str:
-    if grid_run.before:
-        return (
-            "the same command makes all of them again, and without --force or --rescore only those that have no record"
-        )
-    return "run the same command again for the others"
+    all_again = "makes all of them again, and without --force or --rescore only those that have no record"
+    return f"the same command {all_again}" if grid_run.before else "run the same command again for the others"
 
 
 def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
@@ -177,9 +171,6 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# ---------------------------------------------------------------- looking at it
-
-
 def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> None:
     """Print how far each job is; with every_cell, each cell's state."""
     folder, failures = results.folder(store), results.failures(store)
@@ -204,10 +195,8 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
         tidy = tidy[tidy["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
     lines = []
     for run_id, rows in tidy.groupby("run_id", sort=False):
-        first = rows.iloc[0]
-        line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
-        values = rows.set_index(["subject", "condition", "metric"])["value"]
-        metric = headline_metric(rows).iloc[0]
+        line = rows.iloc[0][["model", "dataset", "threat", "attack", "poison_rate", "seed", "status"]].to_dict()
+        values, metric = rows.set_index(["subject", "condition", "metric"])["value"], headline_metric(rows).iloc[0]
         for condition in ("clean", "text", "image", "both"):
             line[f"ASR {condition}"] = values.get(("poisoned", condition, metric), float("nan"))
         for subject in ("poisoned", "control"):

@@ -5,6 +5,7 @@ worker dies, Dask gives its task to another one, and finished cells are in the s
 worker has started ends with it: a kernel looks every second for its parent, a measuring process watches a pipe.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 from bvlm_utils.errors import InputError
@@ -84,9 +86,6 @@ def _submit(client: Any, arguments: tuple[Any, ...], items: Sequence[Any]) -> It
                 yield item, f"{type(error).__name__}: {error}", 0.0
 
 
-# ---------------------------------------------------------------- in the workers
-
-
 def _carry_out(task: Task, item: Any, run: Run, variables: Variables, name: str) -> tuple[str | None, float]:
     """The task in a worker: what went wrong (None: nothing), and the seconds. name: of the command that wants this."""
     if not run.folder.is_dir():
@@ -111,9 +110,6 @@ def _stop(name: str) -> None:
     _stopped.add(name)
     if name in _current:
         grid_job.kill(*grid_job.CHILDREN)
-
-
-# ---------------------------------------------------------------- clusters
 
 
 # A local cluster shares its cores with the kernels. Dask's own variables stay away, for they would hold every kernel to
@@ -147,8 +143,6 @@ def _remote(scheduler: str) -> Iterator[Any]:
 
 @contextmanager
 def _local(workers: int) -> Iterator[Any]:
-    import logging
-
     import dask
     from distributed import Client, LocalCluster
 
@@ -164,8 +158,6 @@ def _signals_later() -> Iterator[None]:
     """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed. What is started here never sees
     SIGINT.
     """
-    from multiprocessing import resource_tracker
-
     resource_tracker.ensure_running()  # started later, it would let the signals through again
     arrived: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)

@@ -125,13 +125,11 @@ def _expand(entry: Any, grid: Mapping[str, Any], earlier_jobs: list[Job]) -> lis
 
 def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The values that an entry's executions are made of: its own, and those of the grid that it does not set itself."""
-    fixed = entry.get("parameters") or {}
-    repeated = [name for name in fixed if name in (entry.get("each") or {})]
-    if repeated:
+    fixed, own, shared = entry.get("parameters") or {}, entry.get("each") or {}, grid.get("each") or {}
+    if repeated := [name for name in fixed if name in own]:
         raise InputError(f"{repeated[0]} is in parameters and in each of the job; say it in one of the two.")
-    each = {name: values for name, values in (grid.get("each") or {}).items() if name not in fixed}
-    each |= entry.get("each") or {}
-    for name, values in [*(grid.get("each") or {}).items(), *(entry.get("each") or {}).items()]:
+    each = {name: values for name, values in shared.items() if name not in fixed} | own
+    for name, values in [*shared.items(), *own.items()]:
         if not isinstance(values, list) or not values:
             raise InputError(f"each.{name} is {brief(values)}; it must be a list of values.")
         once(values, f"each.{name}")

@@ -60,10 +60,6 @@ class Sizes:
         """One adapter in a file."""
         return rank * self.layers * (11 * self.hidden + 3 * self.wide) * 4
 
-    def answer_bytes(self, new: int) -> int:
-        """The keys and values of a row that gets `new` tokens."""
-        return self.layers * 2 * self.hidden * 2 * (self.row + new)
-
     def feature_bytes(self) -> int:
         """The image features of one picture."""
         return self.image_tokens * self.hidden * 2
@@ -157,13 +153,9 @@ def measured(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[
 
 def seconds(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> float:
     """Seconds by the median time of a trained row and of a test row; a control is trained and hardly asked."""
-    tune = median(
-        record["seconds"]["tune"] / (record["config"]["train_rows"] * record["config"]["train"]["epochs"])
-        for record in records
-    )
-    ask = median(
-        (record["seconds"]["total"] - record["seconds"]["tune"]) / record["config"]["test_rows"] for record in records
-    )
+    pairs = [(record["seconds"], record["config"]) for record in records]
+    tune = median(spent["tune"] / (config["train_rows"] * config["train"]["epochs"]) for spent, config in pairs)
+    ask = median((spent["total"] - spent["tune"]) / config["test_rows"] for spent, config in pairs)
     trained = sum(cell.train_rows * cell.train.epochs for cell in [*group, *controls])
     return tune * trained + ask * sum(cell.test_rows for cell in group)
 
@@ -178,7 +170,8 @@ def computed(group: Sequence[Cell], controls: Sequence[Cell], card: float = CARD
     disk = sum(size.stored_bytes(cell.train.lora_rank) for cell in [*group, *controls])
     # Reading and training by the arithmetic, writing answers by the number of tokens one after the other.
     new_tokens = min(ANSWER, group[0].max_new_tokens)
-    at_once = max(1, int((card * USABLE - size.weights) / size.answer_bytes(group[0].max_new_tokens)))
+    answer_bytes = size.layers * 2 * size.hidden * 2 * (size.row + group[0].max_new_tokens)  # a row's keys and values
+    at_once = max(1, int((card * USABLE - size.weights) / answer_bytes))
     writing = sum(QUESTIONS * cell.test_rows / at_once * new_tokens * size.layers * STEP for cell in group)
     features, total = pictures(group) * size.feature_bytes(), operations(size, group, controls) / SPEED + writing
     fits = f"{together} fit into {card / 1e9:g} GB" if together > 0 else f"more than {card / 1e9:g} GB have"

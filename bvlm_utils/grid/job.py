@@ -1,6 +1,7 @@
 """A run of a grid, and one job of it: papermill runs its notebook, which reads what `grid.measure` has measured."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bvlm_utils import store as results
 from bvlm_utils.atomic import partial_name, read_if_whole
@@ -18,7 +21,8 @@ from bvlm_utils.run import study
 from bvlm_utils.store import packed, records
 from bvlm_utils.store.cell import Cell
 
-START_SECONDS = 300  # a kernel on a busy machine
+# How papermill starts a kernel; on a busy machine that takes long.
+KERNEL = {"kernel_name": "python3", "language": "python", "progress_bar": False, "start_timeout": 300}
 CHILDREN = ("ipykernel_launcher", "bvlm_utils.grid.measure")  # in the commands of the processes that a run starts
 
 
@@ -86,9 +90,8 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
     partial, log = final.with_name(partial_name(final.name)), final.with_suffix(".log")
     final.parent.mkdir(parents=True, exist_ok=True)
     error = _papermill(job, run.folder, partial, log, again)
-    missing = [cell.run_id for cell in job.cells if run.lacks(cell)] + [
-        defended.name for defended in run.undefended(job)
-    ]
+    missing = [cell.run_id for cell in job.cells if run.lacks(cell)]
+    missing += [defended.name for defended in run.undefended(job)]
     with suppress(FileNotFoundError):
         os.replace(partial, final)
     if not missing and not error:
@@ -101,25 +104,16 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
 
 def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[[], bool]) -> str | None:
     """Execute; None or the error in a line. A kernel that fails is started once more."""
-    import logging
-
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    for library in ("papermill", "traitlets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     for attempt in (1, 2):
         try:
             with _stderr_to(log), environment(of_children() | {study.MEASURED: "1"}):
-                papermill.execute_notebook(
-                    str(job.notebook),
-                    str(output),
-                    parameters=parameters(job, folder),
-                    kernel_name="python3",
-                    language="python",
-                    progress_bar=False,
-                    start_timeout=START_SECONDS,
-                )
+                values = parameters(job, folder)
+                papermill.execute_notebook(str(job.notebook), str(output), parameters=values, **KERNEL)
             return None
         except PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}"
@@ -147,8 +141,6 @@ def _stderr_to(file: Path) -> Iterator[None]:
 
 def kill(*words: str) -> None:
     """End the processes that this one has started with one of the words in their command, and what they started."""
-    import psutil
-
     killed = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

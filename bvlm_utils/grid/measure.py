@@ -1,6 +1,4 @@
-"""The measuring of a grid's cells, those of a bench in one process (this module as a command), which ends with its
-parent.
-"""
+"""The measuring of a grid's cells: a bench in one process (this module as a command), which ends with its parent."""
 
 import json
 import os

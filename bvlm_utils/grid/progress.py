@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from tqdm import tqdm
+
 from bvlm_utils.grid.job import Run
 from bvlm_utils.store.cell import Cell
 
@@ -15,8 +17,6 @@ POLL_SECONDS = 1.0
 @contextmanager
 def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
     """Cells done and time left, as the store shows: a bar on a terminal, else lines. The function looks at once."""
-    from tqdm import tqdm
-
     ended, lock, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
     waiting, started = [cell for cell in cells if run.lacks(cell)], time.monotonic()
     done_before = len(cells) - len(waiting)
@@ -50,8 +50,6 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
 
 def say(text: str) -> None:
     """Print a line, above the bar where there is one."""
-    from tqdm import tqdm
-
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 

@@ -118,20 +118,18 @@ def write_questions(folder: str | Path, threat: str, attack: str, dataset: str |
     bench = Bench(*bench_key(cell))
     question_list = questions(bench, cell)
     (folder / "pictures").mkdir(parents=True)
-    lines, written = {}, set()
+    lines: dict[Key, tuple[str, ...]] = {}
     for question in question_list:
         kind = "clean" if question.attack is None else "triggered"
         files = {position: f"pictures/{kind}-{position:05d}.png" for position in question.positions}
-        missing = [position for position, file in files.items() if file not in written]
+        missing = [position for position, file in files.items() if not (folder / file).exists()]
         pictures = bench.pictures("test", missing, question.attack, question.trigger_seed) if missing else []
         for position, picture in zip(missing, pictures, strict=True):
             Image.fromarray(picture).save(folder / files[position])
-        written |= set(files.values())
         for key, prompt, file in zip(_keys(bench, question), question.prompts, files.values(), strict=True):
             lines.setdefault(key, (*key, file, prompt, ""))
     with open(folder / QUESTIONS, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerows([("row_id", "condition", "picture", "prompt", "response"), *lines.values()])
+        csv.writer(stream).writerows([("row_id", "condition", "picture", "prompt", "response"), *lines.values()])
     return folder / QUESTIONS
 
 
@@ -226,17 +224,13 @@ def _tell_missed(
                 cut.append(text)
             elif says(text, getattr(threat, "sentence", target)):
                 around.append(text)
-    share = f"of {count} triggered responses in {file}"
+    share, words = f"of {count} triggered responses in {file}", f"what {cell.threat} makes a model say"
     if len(cut) > lengths.CUT * count:
-        note = (
-            f"{len(cut)} {share} break off in the midst of what {cell.threat} makes a model say, {brief(cut[0])} for "
-        )
-        remark(f"{note}one, and count as no success; allow more new tokens.")
+        note = f"{len(cut)} {share} break off in the midst of {words}, {brief(cut[0])} for one, and count as no success"
+        remark(f"{note}; allow more new tokens.")
     if len(around) * 2 > count:
-        note = (
-            f"{len(around)} {share} hold what {cell.threat} makes a model say, and more, {brief(around[0])} for one, "
-        )
-        remark(f"{note}which is no strict success; leave out what the model did not say.")
+        note = f"{len(around)} {share} hold {words}, and more, {brief(around[0])} for one, which is no strict success"
+        remark(f"{note}; leave out what the model did not say.")
 
 
 def _table(bench: Bench, cell: Cell, question_list: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:

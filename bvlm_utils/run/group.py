@@ -8,6 +8,7 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,7 @@ OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process") 
 
 
 def execute(
-    cells: Sequence[Cell],
-    folder: Path,
-    report: Callable[[Cell, str], None] = lambda cell, status: None,
-    plain: bool = False,
-    rescore: bool = False,
+    cells: Sequence[Cell], folder: Path, report: Callable[[Cell, str], None], plain: bool = False, rescore: bool = False
 ) -> list[Cell]:
     """Run cells that share model, dataset and training rows; the failed ones are returned.
 
@@ -82,9 +79,6 @@ def execute(
         for work, status in zip(group, statuses, strict=True):
             report(work.cell, status)
     return failed
-
-
-# ---------------------------------------------------------------- a group
 
 
 class Clock:
@@ -164,7 +158,8 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     for work, result, poisoned, clean in zip(group, all_results, answers, clean_answers, strict=True):
         record = old_records.get(work.cell.run_id)
         training = {name: record[name] for name in OF_TUNING if name in record} if record else _training(result)
-        statuses.append(_write(bench, work, folder, result, clean | {"poisoned": poisoned}, clock, training))
+        about = _about(bench, clock) | training
+        statuses.append(_write(bench, work, folder, result, clean | {"poisoned": poisoned}, about))
     return statuses
 
 
@@ -181,22 +176,18 @@ def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
         record = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
-        store.write(
-            control, folder, record | {"modality": control.modality}, replace=True,
-            save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
-        )  # fmt: skip
+        save = partial(result.save, settings=control.config())
+        store.write(control, folder, record | {"modality": control.modality}, save_adapter=save, replace=True)
 
 
 def known_answers(
     way: tune_and_ask.Way, cell: Cell, question_list: Sequence[Question], folder: Path
 ) -> dict[str, Answers]:
     """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
-    control = cell.control
+    control, adapter = ["control", cell.control.run_id], store.adapter(cell.control, folder)
     return {
         "base": _kept_answers(way, folder, _base(cell), question_list, None),
-        "control": _kept_answers(
-            way, folder, ["control", control.run_id], question_list, store.adapter(control, folder)
-        ),
+        "control": _kept_answers(way, folder, control, question_list, adapter),
     }
 
 
@@ -230,21 +221,15 @@ def _kept_answers(
 
 
 def _write(
-    bench: Bench,
-    work: Work,
-    folder: Path,
-    result: Any,
-    answers: dict[str, Answers],
-    clock: Clock,
-    training: dict[str, Any],
+    bench: Bench, work: Work, folder: Path, result: Any, answers: dict[str, Answers], about: dict[str, Any]
 ) -> str:
-    """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
+    """Judge one cell's answers and write its record: "done", or "skipped" where none could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, folder, work.asked)
     frame, metrics = judged(bench, cell, work.asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         return _write_skipped(cell, folder, _unjudged(work))
-    record = _about(bench, clock) | training | {
+    record = about | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
         "n_half_triggered": manifest.count("text_only", "image_only"),
@@ -255,10 +240,7 @@ def _write(
         "metrics": metrics,
     }  # fmt: skip
     record |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
-    store.write(
-        cell, folder, record, frame, manifest, replace=True,
-        save_adapter=lambda folder: result.save(folder, cell.config()),
-    )  # fmt: skip
+    store.write(cell, folder, record, frame, manifest, partial(result.save, settings=cell.config()), replace=True)
     return "done"
 
 
@@ -285,17 +267,16 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
     import torch
 
     device = bench.victim.device
+    on_card = device.type == "cuda"
     memory = {"host_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
-    name = "cpu"
-    if device.type == "cuda":
+    if on_card:
         memory["gpu_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
-        name = torch.cuda.get_device_name(device)
     return {
         "status": "done",
         "seconds": dict(clock.seconds),
         "tuned_together": clock.group,
         "peak_memory_of_process": memory,
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if on_card else "cpu",
         "dtype": str(bench.victim.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "max_new_tokens": bench.max_new_tokens,
@@ -306,13 +287,10 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
 def _training(result: Any) -> dict[str, Any]:
     """How training went: loss in nats per answer token, mean of the first and of the last tenth of the steps."""
     tenth = max(1, len(result.losses) // 10)
-    means = {"first": np.mean(result.losses[:tenth]), "last": np.mean(result.losses[-tenth:])}
-    return {
-        "training": {
-            "steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3),
-            "loss": {name: round(float(value), 4) for name, value in means.items()},
-        }
-    }  # fmt: skip
+    parts = {"first": result.losses[:tenth], "last": result.losses[-tenth:]}
+    loss = {name: round(float(np.mean(losses)), 4) for name, losses in parts.items()}
+    counts = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
+    return {"training": counts | {"loss": loss}}
 
 
 def _write_examples(bench: Bench, cell: Cell, folder: Path, question_list: Sequence[Question]) -> None:

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import data, skills, threats
-from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import brief
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, rehearsal
@@ -56,10 +55,11 @@ def check(cells: Sequence[Cell]) -> None:
             poison_key = (*row_key, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
             if need_poisoned and not cell.is_control and first("poisoned", *poison_key):
                 eligible = [row for row in rows if cell.resolved_threat.eligible(row)]
-                poisoned = [
-                    row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in eligible
-                ]
-                _check(cell, split, poisoned, triggered(cell.resolved_attack, eligible), f"a row with {cell.attack},")
+                poison = cell.resolved_threat.poison
+                poisoned = [row | {"answers": [poison(row["answers"][0], row)]} for row in eligible]
+                prompts, keys = ([row[column] for row in eligible] for column in ("prompt", "row_id"))
+                triggered = cell.resolved_attack.apply_text(prompts, keys=keys)
+                _check(cell, split, poisoned, triggered, f"a row with {cell.attack},")
         if ":" in cell.dataset and first("graded", cell.dataset, cell.test_rows, cell.skill):
             check_grades(cell, rows_of(cell.dataset, "test", None))
         need_answers = need_rows or need_poisoned or cell.max_new_tokens < MAX_NEW_TOKENS
@@ -132,9 +132,7 @@ def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shows: Callable
 
 
 def check_grades(cell: Cell, rows: Sequence[Row]) -> None:
-    """InputError for answers whose utility could not be told: one caption alone has no CIDEr, which is counted for the
-    rows of each task.
-    """
+    """InputError where one caption alone is asked of a task: it has no CIDEr, so utility could not be told."""
     utility_rows = [rows[position] for position in split_by_skill(cell, rows)[1][: cell.test_rows]]
     for task in dict.fromkeys(row["task"] for row in utility_rows):
         group = [row for row in utility_rows if row["task"] == task]
@@ -162,10 +160,3 @@ def _count(victim: "Victim", picture: int, texts: Iterable[tuple[str, str]], mos
         if around + (len(prompt) + len(answer)) * context_length.LETTER + most >= room:
             count = len(victim.templated_ids(prompt, picture)) + (most or len(victim.answer_ids(answer)))
             context_length.check_count(victim.name, prompt, count, room, where)
-
-
-def triggered(attack: Attack, rows: Iterable[Row]) -> list[str]:
-    """The prompts of rows with the words of a trigger."""
-    rows = list(rows)
-    prompts, keys = [row["prompt"] for row in rows], [row["row_id"] for row in rows]
-    return attack.apply_text(prompts, keys=keys) if attack.info.text else prompts

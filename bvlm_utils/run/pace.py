@@ -45,9 +45,6 @@ def forget_finished(folder: Path) -> None:
     from bvlm_utils.train import unfinished
 
     for file, state in unfinished.states_in(folder / "cache").items():
-        if all(_is_newer(folder / name / "record.json", file) for name in state.names):
+        records = [folder / name / "record.json" for name in state.names]
+        if all(record.is_file() and record.stat().st_mtime_ns >= file.stat().st_mtime_ns for record in records):
             file.unlink(missing_ok=True)
-
-
-def _is_newer(record: Path, state: Path) -> bool:
-    return record.is_file() and record.stat().st_mtime_ns >= state.stat().st_mtime_ns

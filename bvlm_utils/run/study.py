@@ -177,9 +177,7 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
 
 
 def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
-    """Of cells of one bench, for each set of test requests: a cell, how many of them the base refuses, of how many.
-    TooFewRows if there is none.
-    """
+    """For each set of test requests of a bench: a cell, how many the base refuses, of how many. TooFewRows if none."""
     bench, seen = Bench(*bench_key(cells[0])), set()
     way = tune_and_ask.choose(bench)
     for cell in cells:
@@ -204,7 +202,5 @@ def _how_to_make(missing: Sequence[Cell]) -> str:
 def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
     texts = results.failures(folder)
     lines = [f"{len(failed)} of {tried} cells failed; what they left is in {folder / 'failures'}:"]
-    for cell in failed:
-        reason_lines = texts.get(cell.run_id, "").strip().splitlines()
-        lines.append(f"  {cell.run_id}: {reason_lines[-1] if reason_lines else 'unknown'}")
+    lines += [f"  {cell.run_id}: {texts.get(cell.run_id, 'unknown').splitlines()[-1]}" for cell in failed]
     return "\n".join(lines)

@@ -27,19 +27,16 @@ def of_reader(options: argparse.Namespace) -> list[Attack]:
     """The reader's own triggers. InputError for a name that is given twice, or a patch that is no picture."""
     for name in ("word", "sentence", "patch", "attacks"):
         once(getattr(options, name), f"--{name}")
-    triggers = [own.word(text) for text in options.word] + [own.sentence(text) for text in options.sentence]
+    words = [own.word(text) for text in options.word] + [own.sentence(text) for text in options.sentence]
     files = [paths.named(file, "patch") for file in options.patch]
     once([str(file.resolve()) for file in files], "--patch")
     names = Counter(file.name for file in files)
-    for file, text in zip(files, options.patch, strict=True):
-        triggers.append(own.patch(file, label(text) if names[file.name] > 1 else ""))
-    return triggers
+    texts = [label(text) if names[file.name] > 1 else "" for file, text in zip(files, options.patch, strict=True)]
+    return [*words, *map(own.patch, files, texts)]
 
 
 def of_attacks(names: Sequence[str] = (), threat: str | None = None) -> list[Attack]:
-    """The triggers of the attacks `names`, or of all that can be tried (with the threat, if there is one). InputError
-    for one that is unknown or cannot be tried.
-    """
+    """The triggers of the attacks `names`, else of all that can be tried; InputError for a name that cannot be."""
     target = threats.get(threat).target if threat is not None else None
     triggers = []
     for name in names or attacks.names():
@@ -65,9 +62,8 @@ def questions(part: str, bench: Bench, triggers: Sequence[Attack], rows: int) ->
     question_list = [Question(part, "clean", positions, tuple(prompts), None, 0)]
     for attack in triggers:
         triggered = tuple(attack.apply_text(prompts, seed=0, keys=keys))
-        question_list.append(
-            Question(part, attack.name, positions, triggered, attack if attack.info.image else None, 0)
-        )
+        painter = attack if attack.info.image else None
+        question_list.append(Question(part, attack.name, positions, triggered, painter, 0))
     return question_list
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from bvlm_utils.train.adapters import GroupResult
 
-
 Answers = dict[str, list[str]]  # answers by the question's key
 Progress = Callable[[int, int, float], None]
 
@@ -172,9 +171,13 @@ def _kept(folder: Path, work: Work, digest: str, bench: Bench) -> Answers:
 def _tune_alone(bench: Bench, job: Any, folder: Path | None) -> "GroupResult":
     from peft import get_peft_model_state_dict
 
+    from bvlm_utils.models.victim import language_linears
     from bvlm_utils.train import adapters, loop, memory, unfinished
 
-    rows = _rows_at_once(bench, job)
+    model, rank = bench.victim.model, job.settings.lora_rank
+    tokens = memory.tokens_at_once(model, language_linears(model), rank, groups=1)
+    longest = max(map(sum, (map(len, ids) for ids in loop.token_ids(bench.victim, job.rows, job.features.shape[1]))))
+    rows = min(job.settings.batch_size, max(1, tokens // longest))  # a batch of more is cut into pieces
     saved = unfinished.Saved(folder, [job.name], [content_key("plain", job.name)])  # the name has all settings in it
     while True:
         try:
@@ -189,17 +192,6 @@ def _tune_alone(bench: Bench, job: Any, folder: Path | None) -> "GroupResult":
     config = result.adapter.peft_config["default"]
     adapters.detach(bench.victim, result.adapter)
     return adapters.GroupResult(state, config, result.losses, result.seconds, result.steps, result.tokens)
-
-
-def _rows_at_once(bench: Bench, job: Any) -> int:
-    """How many of the longest rows fit into memory at once; a batch of more is cut into pieces."""
-    from bvlm_utils.models import victim
-    from bvlm_utils.train import loop, memory
-
-    model = bench.victim.model
-    tokens = memory.tokens_at_once(model, victim.language_linears(model), job.settings.lora_rank, groups=1)
-    longest = max(map(sum, (map(len, ids) for ids in loop.token_ids(bench.victim, job.rows, job.features.shape[1]))))
-    return min(job.settings.batch_size, max(1, tokens // longest))
 
 
 def saved(adapter: Path) -> "GroupResult":

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bvlm_utils.models.victim import Victim
     from bvlm_utils.run.feature_cache import FeatureCache
 
-
 CHUNK = 256  # pictures in memory at a time
 CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backward pass, for less memory
 

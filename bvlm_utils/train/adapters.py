@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from bvlm_utils.checks import brief, is_number
@@ -85,14 +87,10 @@ class GroupResult:
     @property
     def digest(self) -> str:
         """Changes with any weight."""
-        from safetensors.torch import save
-
         return sha256(save(self.state)).hexdigest()
 
     def save(self, folder: Path | str, settings: dict[str, Any]) -> None:
         """Write the adapter in PEFT's format with its card."""
-        from safetensors.torch import save_file
-
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_file(self.state, Path(folder) / WEIGHTS, metadata={"format": "pt"})
         config = copy.copy(self.config)
@@ -104,8 +102,6 @@ class GroupResult:
 def read(folder: Path | str) -> GroupResult:
     """An adapter's files, checked; InputError says what is wrong with them. Nothing but JSON and numbers is read."""
     from peft import LoraConfig
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -222,8 +218,7 @@ def _check_rank(folder: Path, table: dict[str, Any], shapes: dict[str, tuple[int
         if not is_number(alpha, 1e-9, 1e9):
             raise InputError(f"The adapter in {folder} has lora_alpha {brief(alpha)}; it must be above 0, up to 1e9.")
     stated = [rank, *rank_pattern.values()] if isinstance(rank_pattern, dict) else [None]
-    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in stated)
-    if not ranks or not whole or not ranks <= set(stated) or max(stated) > max(ranks) or min(stated) < 1:
+    if not ranks or not all(is_number(value, 1, max(ranks), whole=True) for value in stated) or not ranks <= {*stated}:
         raise InputError(
             f"The adapter in {folder} has rank {rank!r} in its {CONFIG}, and its weights have rank "
             f"{', '.join(map(str, sorted(ranks))) or 'none'}; give files that belong together."
@@ -277,9 +272,7 @@ def _picture_side(model: nn.Module) -> tuple[str, ...]:
 def check_fit(
     state: Mapping[str, torch.Tensor], shapes: Mapping[str, Any], owner: str, base: str, left_over: Any, lacking: Any
 ) -> None:
-    """InputError unless `state` holds the weights of `shapes`, by name and size. left_over, lacking: names known to be
-    so.
-    """
+    """InputError unless `state` holds the weights of `shapes`, by name and size. left_over, lacking: known to be so."""
     wrong_size = {name for name, value in state.items() if tuple(value.shape) != tuple(shapes.get(name, value.shape))}
     opening.refuse_gaps(owner, base, {
         "fit nothing in it": (set(left_over), len(state)),

@@ -43,17 +43,12 @@ class _Preallocated(DynamicLayer):
         super().__init__()
         self.capacity, self.length = capacity, 0
 
-    def lazy_initialization(self, key_states, value_states=None):
-        states = (key_states, key_states if value_states is None else value_states)
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.slabs = [state.new_empty(*state.shape[:2], self.capacity, state.shape[3]) for state in states]
-        self.is_initialized = True
-
     def update(self, key_states, value_states, *args, **kwargs):
+        states, end = (key_states, value_states), self.length + key_states.shape[-2]
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[-2]
-        for slab, state in zip(self.slabs, (key_states, value_states), strict=True):
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.slabs = [state.new_empty(*state.shape[:2], self.capacity, state.shape[3]) for state in states]
+        for slab, state in zip(self.slabs, states, strict=True):
             slab[:, :, self.length : end] = state
         self.length = end
         self.keys, self.values = (slab[:, :, :end] for slab in self.slabs)
@@ -116,7 +111,7 @@ def greedy(
     if groups != (len(bank.ranks) if bank else 1):
         raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
     tokens = tokens or memory.decoded_at_once(model)
-    answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
+    answers: dict[_Owner, list[int]] = {}
     # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
     queues = [sorted(range(len(group)), key=lambda i, group=group: -len(group[i].ids)) for group in requests]
     position_cache: dict = {}
@@ -137,12 +132,9 @@ def greedy(
                 tokens //= 2
                 memory.release()
                 continue
-            for (owner, _), text in zip(rows, texts, strict=True):
-                if owner is not None:
-                    g, i = owner
-                    answers[g][i] = text
+            answers |= zip([owner for owner, _ in rows], texts, strict=True)
             start += size
-    return answers
+    return [[answers[g, i] for i in range(len(group))] for g, group in enumerate(requests)]
 
 
 def _rows(requests: Sequence[Sequence[Request]], parts: Sequence[Sequence[int]]) -> list[_Row]:
@@ -198,8 +190,7 @@ def _decode(
             finished = done.tolist()
             if all(finished):
                 break
-            needed = _still_needed(finished, groups)
-            if needed is not None:
+            if (needed := _still_needed(finished, groups)) is not None:
                 index = torch.tensor(needed, device=device)
                 state = (tokens, done, mask, following, row)
                 tokens, done, mask, following, row = (column.index_select(0, index) for column in state)
@@ -230,11 +221,9 @@ def _prompt_mask(real: Tensor) -> Tensor:
 def _prompts(
     model: nn.Module, requests: Sequence[Request], position_cache: dict
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Padded ids (N, T), which are visible (N, T), positions, the position (N,) after the prompt; equal lists are made
-    once.
-    """
+    """Padded ids (N, T), which are visible (N, T), positions, the position (N,) after the prompt."""
     device = next(model.parameters()).device
-    unique = {id(request.ids): request.ids for request in requests}
+    unique = {id(request.ids): request.ids for request in requests}  # equal lists are made once
     index_of = {name: at for at, name in enumerate(unique)}
     row_of = torch.tensor([index_of[id(request.ids)] for request in requests], device=device)
     rows = [torch.tensor(row) for row in unique.values()]
@@ -254,9 +243,7 @@ def _prompts(
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
-    """Which rows to keep: of each group those at work, filled up to the largest group; None while less than `DROP`
-    would go.
-    """
+    """The rows to keep: of each group those at work, and as many as of the largest; None while less than `DROP` go."""
     size = len(finished) // groups
     parts = [sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)]  # stable
     needed = max(sum(not finished[at] for at in part) for part in parts)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +61,17 @@ def finetune_group(
     if not jobs:
         return []
     keys = [(tuple(job.rows), id(job.features), job.settings, job.seed, id(job.start)) for job in jobs]
-    jobs_by_key: dict[tuple, list[GroupJob]] = {}
-    for key, job in zip(keys, jobs, strict=True):
-        jobs_by_key.setdefault(key, []).append(job)
-    if len(jobs_by_key) < len(jobs):  # all names are kept, so that each cell of a group that was killed is known again
-        unique_jobs = [
-            replace(equal_jobs[0], name=unfinished.APART.join(job.name for job in equal_jobs))
-            for equal_jobs in jobs_by_key.values()
-        ]
-        results = dict(zip(jobs_by_key, finetune_group(victim, unique_jobs, progress, folder), strict=True))
-        return [results[key] for key in keys]
-    names = language_linears(victim.model)
-    plans = _plans(victim, jobs)
+    unique: dict[tuple, GroupJob] = {}
+    for key, job in zip(keys, jobs, strict=True):  # all names stay, so that each cell of a killed group is known again
+        name = unfinished.APART.join([unique[key].name, job.name]) if key in unique else job.name
+        unique[key] = replace(job, name=name)
+    names, plans = language_linears(victim.model), _plans(victim, list(unique.values()))
     longest = max(len(row) for plan in plans for row in plan.ids)
     size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
     parts = [plans[at : at + size] for at in range(0, len(plans), size)]
-    return [result for part in parts for result in train(victim.model, names, part, progress=progress, folder=folder)]
+    results = [result for part in parts for result in train(victim.model, names, part, None, progress, folder)]
+    by_key = dict(zip(unique, results, strict=True))
+    return [by_key[key] for key in keys]
 
 
 def check_plain(config: Any) -> None:
@@ -135,18 +131,22 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
     return plans
 
 
-@dataclass
 class _Group:
     """Plans being trained together, the longest first, so that those still at work are always the first k."""
 
-    plans: list[Plan]
-    bank: Bank
-    table: Table
-    moments: tuple[torch.Tensor, torch.Tensor]
-    rates: torch.Tensor  # (S, G, 1), zero after a plan's end
-    decay: torch.Tensor  # (G, 1)
-    max_norm: torch.Tensor  # (G,)
-    losses: torch.Tensor  # (S, G)
+    def __init__(self, model: nn.Module, names: Sequence[str], plans: list[Plan]):
+        self.plans = plans
+        self.bank = bank = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
+        for g, plan in enumerate(plans):
+            bank.load(g, plan.start)
+        self.table = Table(plans, bank.device, bank.params.dtype)
+        self.moments = (torch.zeros_like(bank.params), torch.zeros_like(bank.params))
+        rates = list(zip_longest(*(plan.rates for plan in plans), fillvalue=0.0))
+        self.rates = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(bank.device)  # (S, G, 1), padded with 0
+        self.decay = torch.tensor([[plan.weight_decay] for plan in plans]).to(bank.params)  # (G, 1)
+        limits = [plan.max_norm or float("inf") for plan in plans]
+        self.max_norm = torch.tensor(limits).to(bank.params)  # (G,)
+        self.losses = torch.zeros(len(rates), len(plans), dtype=bank.params.dtype, device=bank.device)  # (S, G)
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that changes with the steps, a row for each plan."""
@@ -193,7 +193,7 @@ def train_together(
     """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
     started = time.perf_counter()
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
-    group = _start(model, names, [plans[g] for g in order])
+    group = _Group(model, names, [plans[g] for g in order])
     bank, total = group.bank, len(group.losses)
     saved, first, spent = unfinished.Saved(folder, [plan.name for plan in group.plans], _keys(group.plans)), 0, 0.0
     if state := saved.load(group.state()):
@@ -233,7 +233,7 @@ def _trainable(model: nn.Module) -> Iterator[None]:
 
     config, training = model.get_decoder().config, model.training
     attention = config._attn_implementation
-    model.train(memory.checkpointing(model))
+    model.train(model.is_activation_checkpointing)
     if attention == "sdpa" and "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
         AttentionInterface.register(CAUSAL, sdpa_attention_forward)
         config._attn_implementation = CAUSAL
@@ -242,21 +242,6 @@ def _trainable(model: nn.Module) -> Iterator[None]:
     finally:
         config._attn_implementation = attention
         model.train(training)
-
-
-def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
-    bank = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
-    for g, plan in enumerate(plans):
-        bank.load(g, plan.start)
-    limits = [plan.max_norm or float("inf") for plan in plans]
-    total = max(len(plan.steps) for plan in plans)
-    rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
-    rates = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(bank.device)
-    table = Table(plans, bank.device, bank.params.dtype)
-    moments = (torch.zeros_like(bank.params), torch.zeros_like(bank.params))
-    decay = torch.tensor([[plan.weight_decay] for plan in plans]).to(bank.params)
-    losses = torch.zeros(total, len(plans), dtype=bank.params.dtype, device=bank.device)
-    return _Group(plans, bank, table, moments, rates, decay, torch.tensor(limits).to(bank.params), losses)
 
 
 def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
@@ -269,10 +254,8 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             for batch in group.table.microbatches(step, bank.active, tokens):
                 embeddings = model_inputs.embed(model, batch.ids, batch.features)
                 bank.positions = batch.target_positions
-                hidden = model.model(
-                    inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
-                ).last_hidden_state
-                logits = model.get_output_embeddings()(pick(hidden, batch.target_positions))
+                output = model.model(inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False)
+                logits = model.get_output_embeddings()(pick(output.last_hidden_state, batch.target_positions))
                 if logits.dtype in (torch.float16, torch.bfloat16):
                     logits = logits.float()
                 losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
@@ -285,7 +268,7 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
             if not memory.ran_out(error) or tokens <= least:
                 raise
-        batch = embeddings = hidden = logits = losses = loss = None
+        batch = embeddings = output = logits = losses = loss = None
         memory.release()
         tokens = max(least, tokens // 2)
 

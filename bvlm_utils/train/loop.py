@@ -27,9 +27,7 @@ class TrainRow:
 
 @dataclass
 class TrainResult:
-    """A tuned adapter, still attached. losses: one per step, nats per label token. tokens: without padding, over all
-    steps.
-    """
+    """A tuned adapter, still attached. losses: per step, nats per label token. tokens: of all steps, unpadded."""
 
     adapter: Any
     losses: list[float]

@@ -6,6 +6,7 @@ input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,7 @@ class _Product(torch.autograd.Function):
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total (G, m, n) += left (G, m, k) right (G, k, n), in the precision of `total`: a sum in bfloat16 would lose the
-    last.
-    """
+    """total (G, m, n) += left (G, m, k) right (G, k, n), in the precision of `total`: bfloat16 would lose the last."""
     if total.dtype == left.dtype:
         total.baddbmm_(left, right)
     elif left.is_cuda:
@@ -76,14 +75,14 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 class _Linear(nn.Module):
     """An `nn.Linear` with one adapter per group. x: (G * b, T, d_in) -> (G * b, T, d_out)."""
 
-    def __init__(self, base: nn.Linear, bank: "Bank", name: str):
+    def __init__(self, base: nn.Linear, bank: "Bank", at: int):
         super().__init__()
-        self.base, self.name = base, name
+        self.base, self.at = base, at
         self.bank = [bank]  # in a list: a bank is no submodule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bank = self.bank[0]
-        k, at = bank.active, bank.slots[self.name]
+        bank, at = self.bank[0], self.at
+        k = bank.active
         grads = (bank.grad_a[at][:k], bank.grad_b[at][:k])
         if x.shape[0] % k:
             raise ValueError(f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows.")
@@ -105,20 +104,6 @@ class _Pick(torch.autograd.Function):
         return grad.new_zeros(ctx.rows, grad.shape[-1]).index_copy_(0, positions, grad), None
 
 
-class _Scatter(torch.autograd.Function):
-    """The reverse of `_Pick`: zeros elsewhere."""
-
-    @staticmethod
-    def forward(ctx, rows, positions, total):  # (K, d), (K,) -> (total, d)
-        ctx.save_for_backward(positions)
-        return rows.new_zeros(total, rows.shape[-1]).index_copy_(0, positions, rows)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (positions,) = ctx.saved_tensors
-        return grad.index_select(0, positions), None, None
-
-
 def pick(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """hidden: (N, T, d), positions: (G, L) int64, distinct positions in N * T -> (G, L, d)."""
     return _Pick.apply(hidden.reshape(-1, hidden.shape[-1]), positions.flatten()).view(*positions.shape, -1)
@@ -136,8 +121,9 @@ class _AtPositions(nn.Module):
         positions = self.bank[0].positions
         if positions is None:
             return self.inner(x)
-        rows = self.inner(pick(x, positions)).flatten(0, 1)
-        return _Scatter.apply(rows, positions.flatten(), x.shape[0] * x.shape[1]).view(*x.shape[:2], -1)
+        rows = self.inner(pick(x, positions)).flatten(0, 1)  # (G * L, d)
+        total = rows.new_zeros(x.shape[0] * x.shape[1], rows.shape[-1])
+        return total.index_copy_(0, positions.flatten(), rows).view(*x.shape[:2], -1)
 
 
 class Bank:
@@ -165,25 +151,21 @@ class Bank:
                 )
         self.shapes = [tuple(reversed(modules[name].weight.shape)) for name in self.names]  # (d_in, d_out)
         weight = modules[self.names[0]].weight
-        self.compute_dtype, self.device = weight.dtype, weight.device
+        self.device = weight.device
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.slots = {name: i for i, name in enumerate(self.names)}
         # An output needs a gradient even where the input has none (first layer): this leaf asks for it.
         self.anchor = torch.zeros((), device=self.device, dtype=dtype, requires_grad=True)
         self.positions: torch.Tensor | None = None
         self.active = len(self.ranks)
         width = max(self.ranks) * sum(map(sum, self.shapes))
-        self._adopt(torch.zeros(len(self.ranks), width, dtype=dtype, device=self.device))
-
-    def _adopt(self, params: torch.Tensor) -> None:
-        self.params = params
-        self.grads = torch.zeros_like(params)
-        self._compute = params if self.compute_dtype == params.dtype else params.to(self.compute_dtype)
+        self.params = torch.zeros(len(self.ranks), width, dtype=dtype, device=self.device)
+        self.grads = torch.zeros_like(self.params)
+        self._compute = self.params.to(weight.dtype)  # the same tensor where that is the same dtype
         self.a, self.b = self._views(self._compute)
         self.grad_a, self.grad_b = self._views(self.grads)
-        self._a, self._b = self._views(params)
+        self._a, self._b = self._views(self.params)
         scale = [alpha / rank for alpha, rank in zip(self.alphas, self.ranks, strict=True)]
-        self.scale = torch.tensor(scale, dtype=self.compute_dtype, device=self.device).view(-1, 1, 1)
+        self.scale = torch.tensor(scale, dtype=weight.dtype, device=self.device).view(-1, 1, 1)
 
     def _views(self, flat: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         rank, at, a, b = max(self.ranks), 0, [], []
@@ -222,33 +204,25 @@ class Bank:
     @contextmanager
     def attached(self) -> Iterator["Bank"]:
         """Wrap the layers while the block runs; the model is as it was afterwards, whatever happens."""
-        undo = []
+        wrappers = [(name, partial(_Linear, bank=self, at=at)) for at, name in enumerate(self.names)]
+        wrappers += [(name, partial(_AtPositions, bank=self)) for name in self._tail()]
+        originals = []
         try:
-            for name in self.names:
-                undo.append(_swap(self.model, name, lambda old, name=name: _Linear(old, self, name)))
-            for name in self._tail():
-                undo.append(_swap(self.model, name, lambda old: _AtPositions(old, self)))
+            for name, wrap in wrappers:
+                originals.append((name, self.model.get_submodule(name)))
+                self.model.set_submodule(name, wrap(originals[-1][1]))
             yield self
         finally:
-            for parent, leaf, old in reversed(undo):
-                setattr(parent, leaf, old)
+            for name, original in reversed(originals):
+                self.model.set_submodule(name, original)
 
     def _tail(self) -> list[str]:
         """Modules of the last layer whose output matters at its own position alone: all but its keys and values."""
-        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None
-        layers = getattr(decoder, "layers", None)
+        layers = getattr(self.model.get_decoder(), "layers", None)
         if not layers:
             return []
-        last = layers[len(layers) - 1]
+        last = layers[-1]
         attention = getattr(last, "self_attn", None)
         parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(last, "mlp", None)]
         names = {id(module): name for name, module in self.model.named_modules()}
         return [names[id(part)] for part in parts if part is not None]
-
-
-def _swap(model: nn.Module, name: str, make) -> tuple[nn.Module, str, nn.Module]:
-    parent, _, leaf = name.rpartition(".")
-    parent = model.get_submodule(parent)
-    old = getattr(parent, leaf)
-    setattr(parent, leaf, make(old))
-    return parent, leaf, old

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 
+import psutil
 import torch
 from torch import nn
 
@@ -53,20 +54,13 @@ def token_bytes(model: nn.Module) -> int:
     element_size = next(model.parameters()).element_size()
     narrow, wide = config.hidden_size, config.intermediate_size
     layer, layers = narrow * (10 * element_size + 24) + wide * 5 * element_size, config.num_hidden_layers
-    return layers * narrow * element_size + layer if checkpointing(model) else layers * layer
-
-
-def checkpointing(model: nn.Module) -> bool:
-    """Whether layers are recomputed in the backward pass instead of kept."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return layers * narrow * element_size + layer if model.is_activation_checkpointing else layers * layer
 
 
 def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    import psutil  # accelerate depends on it
-
     return psutil.virtual_memory().available
 
 

@@ -1,5 +1,4 @@
-"""The plan of poisoning: which training rows are poisoned, and how; and which rows teach a skill beside it. Free of
-torch.
+"""The plan of poisoning: which training rows are poisoned, and how; and which rows teach a skill. Free of torch.
 
 Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Pictures are not
 touched.
@@ -134,10 +133,9 @@ def plan(
     """Decide which rows of a training set are replaced, and by what.
 
     dataset: samples, as `data.load` gives them or in a list. seed: of the choice of rows. trigger_seed: of the trigger
-    instances.
-    negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row (an odd one gets the
-    text half). half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows. An attack that
-    keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
+    instances. negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row (an odd
+    one gets the text half). half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows. An
+    attack that keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
     TooFewRows if too few rows are eligible, or if fewer clean eligible rows would be left than are poisoned;
     InputError if `negatives` or `half` is given for an attack without two halves.
     """
@@ -232,9 +230,7 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
 
 
 def with_skill(manifest: Manifest, dataset: Any, skill: Skill | None, rate: float, seed: int) -> Manifest:
-    """The manifest with a share `rate` of the untouched rows that a skill fits, which teach it. TooFewRows if there is
-    none.
-    """
+    """The manifest with a share `rate` of the untouched rows that a skill fits, to teach it; TooFewRows if none is."""
     if skill is None:
         return manifest
     rows, replaced = _without_pictures(dataset), {row.position for row in manifest.rows}

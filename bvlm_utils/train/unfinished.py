@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from bvlm_utils.atomic import written
 from bvlm_utils.checks import content_key
@@ -43,11 +44,7 @@ class Saved:
         self.last = time.monotonic()
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> Progress | None:
-        """Fill the tensors from a saved group that holds all these cells, and maybe more. None, and nothing is touched,
-        if no file fits.
-        """
-        from safetensors import safe_open
-
+        """Fill the tensors from a saved group that has all these cells; None, and nothing is touched, if none has."""
         states = states_in(self.folder) if self.folder else {}
         for file, state in sorted(states.items(), key=lambda pair: -pair[1].progress.step):
             if not {*self.keys} <= {*state.keys}:
@@ -55,24 +52,17 @@ class Saved:
             rows = torch.tensor([state.keys.index(key) for key in self.keys])
             try:
                 with safe_open(file, "pt") as tensor_file:
-                    values = {name: tensor_file.get_tensor(name)[rows] for name in tensors}
+                    pairs = [(tensor, tensor_file.get_tensor(name)[rows]) for name, tensor in tensors.items()]
             except DAMAGED:
                 continue
-            if all(
-                (values[name].shape, values[name].dtype) == (tensor.shape, tensor.dtype)
-                for name, tensor in tensors.items()
-            ):
-                for name, tensor in tensors.items():
-                    tensor.copy_(values[name])
+            if all((value.shape, value.dtype) == (tensor.shape, tensor.dtype) for tensor, value in pairs):
+                for tensor, value in pairs:
+                    tensor.copy_(value)
                 return state.progress
         return None
 
     def save(self, tensors: Mapping[str, torch.Tensor], progress: Progress, last: bool = False) -> None:
-        """Keep the state if it is time to, or if it is the last and an earlier one is kept; a full disk costs no
-        training.
-        """
-        from safetensors.torch import save_file
-
+        """Keep the state if it is time to, or the last in an earlier one's place; a full disk costs no training."""
         due = time.monotonic() - self.last >= EVERY or (last and self.file is not None and self.file.is_file())
         if self.file is None or not due:
             return
@@ -99,8 +89,6 @@ class State:
 
 def states_in(folder: Path) -> dict[Path, State]:
     """The files of a folder; those that were cut off are removed."""
-    from safetensors import safe_open
-
     states = {}
     for file in sorted(folder.glob(f"{BEGINNING}*.safetensors")):
         try:
