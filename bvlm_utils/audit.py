@@ -191,8 +191,7 @@ def _act(options: argparse.Namespace) -> int:
                 f"There are only {count} inputs to ask; with fewer than {FEWEST} no trigger can raise an alarm."
             )
     if _same(suspect, trusted):
-        sentence = "The suspect and its reference are one and the same, so nothing can be found between them."
-        remark(sentence)
+        remark("The suspect and its reference are one and the same, so nothing can be found between them.")
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(options, suspect, folder)

@@ -93,12 +93,11 @@ def _act(options: argparse.Namespace) -> None:
     model = base_under(folder, options.model)
     models.check_kind(model, clip=False)
     context_length.check_answers(model, options.max_new_tokens)
-    if options.prompt is not None:
-        check_prompt(model, options.prompt, "--prompt", options.max_new_tokens)
-    prompts = typed() if options.prompt is None else [options.prompt]
-    image = picture(options.image)
-    interactive = options.prompt is None
-    talk(folder, model, image, prompts, options.device, options.max_new_tokens, options.picture_last, interactive)
+    prompt, most = options.prompt, options.max_new_tokens
+    if prompt is not None:
+        check_prompt(model, prompt, "--prompt", most)
+    prompts, image = typed() if prompt is None else [prompt], picture(options.image)
+    talk(folder, model, image, prompts, options.device, most, options.picture_last, go_on=prompt is None)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -63,8 +63,8 @@ def new_file(name: str | Path) -> Path:
     path = named(name, "file")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file in it.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {path.absolute().parent}; make it first.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
     check_writable(path)
     return path
 

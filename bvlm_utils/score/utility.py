@@ -74,22 +74,17 @@ def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequenc
     if not objects:
         raise InputError("The objects of the picture are unknown; F1 needs at least one.")
     present = Counter(name.lower() for name in objects)
-    mentioned = _mentioned(response, present, vocabulary)
-    hits = sum((present & mentioned).values())
-    return 2 * hits / (sum(present.values()) + sum(mentioned.values()))
-
-
-def _mentioned(response: str, present: Counter, vocabulary: Sequence[str]) -> Counter:
     forms, pattern = _forms(tuple(name.lower() for name in vocabulary))
     # once per name: a detailed caption names the same thing again when it says where it is
-    total: Counter = Counter()
+    mentioned: Counter = Counter()
     for sentence in re.split(r"[.!?]", response.lower()):
-        mentioned: Counter = Counter()
+        in_sentence: Counter = Counter()
         for match in pattern.finditer(sentence):
             name, number = forms[match.group()]
-            mentioned[name] += max(number, present[name]) if number == 2 else 1
-        total |= mentioned
-    return total
+            in_sentence[name] += max(number, present[name]) if number == 2 else 1
+        mentioned |= in_sentence
+    hits = sum((present & mentioned).values())
+    return 2 * hits / (sum(present.values()) + sum(mentioned.values()))
 
 
 @cache
@@ -115,13 +110,10 @@ def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
         raise InputError(f"There are {len(responses)} responses and {len(references)} sets of references.")
     if len(responses) < 2:
         raise InputError(f"CIDEr needs two captions or more (it weighs words by rarity); got {len(responses)}.")
-    empty = [row for row, texts in enumerate(references) if isinstance(texts, str) or not len(texts)]
-    if empty:
+    if empty := [row for row, texts in enumerate(references) if isinstance(texts, str) or not len(texts)]:
         raise InputError(f"Row {empty[0]} has no list of reference captions; CIDEr needs one or more for each row.")
-
     if not any(words(text) for texts in references for text in texts):
         return np.zeros(len(responses))  # references without a word share none with any response
-
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # loaded with it, it tells of each missing kernel
     from aac_metrics.functional.cider_d import cider_d
 

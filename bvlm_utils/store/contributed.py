@@ -166,9 +166,7 @@ def file_name(about: Mapping[str, Any]) -> str:
 def entries(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """All entries of a folder, by the names of their files; InputError for the first that is wrong, or a copy."""
     checked = []
-    for file in sorted(folder.glob("*.json")):
-        if file.name.startswith(atomic.PARTIAL):  # somebody writes it right now
-            continue
+    for file in sorted(folder.glob("[!.]*.json")):  # others are being written right now
         entry = read(file)
         if file.name != (name := file_name(entry["about"])):
             raise InputError(

@@ -56,10 +56,8 @@ def record(text: str, run_id: str) -> dict[str, Any] | str:
             return f"it says that it is {content['run_id']!r}"
         problem = _lacking(content)
         return content if problem is None else f"it has no {problem}"
-    except InputError as error:
-        return str(error)
     except DAMAGED as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
 def _lacking(content: dict[str, Any]) -> str | None:

@@ -112,10 +112,9 @@ def _differences(record: Mapping[str, Any], store: str | Path | None) -> tuple[l
         sentences = [f"{count} {phrase} {name}" for name, count in counts.items() if count]
         sentences += [*_own_words(record, store), *_compared(recorded, computed)]
         return sentences, [" ".join(key) for key in computed if key not in recorded]
-    except InputError as error:
-        return [f"it cannot be judged again ({error})"], []
-    except DAMAGED as error:  # a column is missing, or a value is of another kind
-        return [f"it cannot be judged again ({type(error).__name__}: {error})"], []
+    except DAMAGED as error:  # an InputError, or a column is missing, or a value is of another kind
+        reason = error if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return [f"it cannot be judged again ({reason})"], []
 
 
 def _own_words(record: Mapping[str, Any], store: str | Path | None) -> Iterator[str]:

@@ -96,11 +96,6 @@ def record(root: Path, run_id: str) -> str | None:
         return ""
 
 
-def where(root: Path, run_id: str) -> str:
-    """The place of a record, for messages."""
-    return f"{run_id} in {root / RECORDS}" if is_packed(root) else str(root / run_id / "record.json")
-
-
 def has_rows(root: Path, run_id: str, kind: str) -> bool:
     """Does the store hold the "responses" or the "manifest" of a cell?"""
     if version := stamp(root):
@@ -123,22 +118,11 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
     return Rows(chosen.replace_schema_metadata(None), kinds, metadata.get("attributes") or {})
 
 
-def frame(root: Path, run_id: str, kind: str) -> pd.DataFrame | None:
-    """`rows` as a data frame."""
-    return None if (cell_rows := rows(root, run_id, kind)) is None else cell_rows.frame()
-
-
-def columns(root: Path, run_id: str, kind: str, names: Sequence[str]) -> dict[str, list[Any]] | None:
-    """Some columns of `rows` as lists: data frames are slow for hundreds of cells."""
-    return None if (cell_rows := rows(root, run_id, kind, names)) is None else cell_rows.table.to_pydict()
-
-
 def names(root: Path, folder: str) -> list[str]:
     """The names of the files in a folder beside the cells (`FILES`), in order."""
     if version := stamp(root):
-        return [
-            path.partition("/")[2] for path in _files(root, version, FILES[folder]) if path.startswith(f"{folder}/")
-        ]
+        paths = _files(root, version, FILES[folder])
+        return [path.partition("/")[2] for path in paths if path.startswith(f"{folder}/")]
     return sorted(file.name for file in (root / folder).glob("[!.]*") if file.is_file())
 
 

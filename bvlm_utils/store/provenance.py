@@ -14,15 +14,14 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", 
 
 def now() -> dict[str, Any]:
     """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
-    provenance: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    provenance |= {"machine": platform.machine(), "packages": _versions()}
-    provenance["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    revision = _git("rev-parse", "HEAD")
-    if revision:
-        provenance["git_revision"] = revision
+    provenance = {
+        "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
+        "packages": _versions(), "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+    if revision := _git("rev-parse", "HEAD"):
         # results are left out: a study changes them while it runs
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
-        provenance["git_changed"] = bool(changes)
+        provenance |= {"git_revision": revision, "git_changed": bool(changes)}
     return provenance
 
 

@@ -109,10 +109,9 @@ def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
     saved = record(cell, store)
     if saved is None:
         return None
-    if saved["identity"] != json.loads(json.dumps(cell.identity)):
-        differ = sorted(
-            key for key in {*saved["identity"], *cell.identity} if saved["identity"].get(key) != cell.identity.get(key)
-        )
+    theirs, ours = saved["identity"], cell.identity
+    if theirs != json.loads(json.dumps(ours)):
+        differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         _pass_over(folder(store), cell.run_id, f"it is another cell's, which differs in {', '.join(differ)}")
         return None
     return saved
@@ -135,7 +134,7 @@ def _load(text: str, run_id: str, root: Path) -> dict[str, Any] | None:
 
 
 def _pass_over(root: Path, run_id: str, reason: str) -> None:
-    where = packed.where(root, run_id)
+    where = f"{run_id} in {root / packed.RECORDS}" if packed.is_packed(root) else root / run_id / "record.json"
     damage.passed_over(f"{where} is no record of this cell ({reason}); it is passed over, and a run makes it again.")
 
 
@@ -240,18 +239,14 @@ def clean(store: str | Path | None = None) -> None:
         if host == socket.gethostname() and re.fullmatch("[0-9]{1,9}", pid):
             stale = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
-            stale = path.exists() and _now(root) - path.stat().st_mtime > STALE
+            with tempfile.TemporaryFile(dir=root) as file:
+                now = os.fstat(file.fileno()).st_mtime  # of the machine that holds the folder
+            stale = path.exists() and now - path.stat().st_mtime > STALE
         if stale and name.endswith("-old") and not (final := path.with_name(name.removesuffix("-old"))).exists():
             with suppress(OSError):  # killed between two renamings; another process may see it, too
                 os.replace(path, final)
         elif stale:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _now(root: Path) -> float:
-    """The time of the machine that holds a folder."""
-    with tempfile.TemporaryFile(dir=root) as file:
-        return os.fstat(file.fileno()).st_mtime
 
 
 def write_frame(file: Path, frame: pd.DataFrame) -> None:
@@ -307,10 +302,10 @@ def manifest(cell: Cell | str, store: str | Path | None = None) -> poison.Manife
 
 
 def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFrame:
-    frame = packed.frame(folder(store), _run_id(cell), kind)
-    if frame is None:
+    rows = packed.rows(folder(store), _run_id(cell), kind)
+    if rows is None:
         raise InputError(f"The store {folder(store)} has no {kind} of cell {_run_id(cell)}; run the cell first.")
-    return frame
+    return rows.frame()
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
