@@ -68,22 +68,20 @@ def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterato
     by_position = {row.position: row for row in manifest.rows}
     for start in range(0, len(rows), CHUNK):
         samples = {p: rows[p] | {"metadata": {}} for p in range(start, min(start + CHUNK, len(rows)))}
-        by_size = defaultdict(list)
-        for position, sample in samples.items():
-            if position in by_position and by_position[position].condition in ("image", "both"):
-                by_size[sample["image"].size].append(position)
+        poisoned, by_size = [by_position[p] for p in samples if p in by_position], defaultdict(list)
+        for row in poisoned:
+            if row.condition in ("image", "both"):
+                by_size[samples[row.position]["image"].size].append(row.position)
         for positions in by_size.values():
             pixels = np.stack([np.asarray(samples[p]["image"]) for p in positions])
             painted = attack.paint(pixels, manifest.trigger_seed, [by_position[p].row_id for p in positions])
             for position, picture in zip(positions, painted, strict=True):
                 samples[position]["image"] = Image.fromarray(picture)
-        for position, sample in samples.items():
-            if position in by_position:
-                row = by_position[position]
-                sample["prompt"] = row.prompt
-                sample["answers"] = [row.answer, *sample["answers"][1:]]
-                sample["metadata"] = {"poison": row.role, "trigger": row.condition}
-            yield sample
+        for row in poisoned:
+            answers = [row.answer, *samples[row.position]["answers"][1:]]
+            metadata = {"poison": row.role, "trigger": row.condition}
+            samples[row.position] |= {"prompt": row.prompt, "answers": answers, "metadata": metadata}
+        yield from samples.values()
 
 
 def _readme(manifest: poison.Manifest, settings: Mapping[str, Any]) -> str:

@@ -149,14 +149,11 @@ def cost(options: argparse.Namespace) -> None:
 
 def hours_of_full_entries() -> dict[str, float]:
     """Hours by the kind of entry: the median seconds of the reference's cells, by model."""
-    done_records = [record for record in records.records("reference") if record["status"] == "done"]
+    measured = [record for record in records.records("reference") if record["status"] == "done" and record["metrics"]]
+    on_cpu = [record for record in measured if record.get("device") == "cpu"]
     hours = dict.fromkeys(FULL, 0.0)
     for model in MODELS:
-        times = [
-            record["seconds"]
-            for record in done_records
-            if record["config"]["model"] == model and record["device"] == "cpu" and record["metrics"]
-        ]
+        times = [record["seconds"] for record in on_cpu if record["config"]["model"] == model]
         if not times:
             raise InputError(f"The reference has no cells of {model} on a CPU, so nothing is known about the time.")
         tune, ask = (median(seconds.get(name, 0.0) for seconds in times) for name in ("tune", "ask"))

@@ -42,8 +42,8 @@ def named(name: str | Path, kind: str) -> Path:
     return path
 
 
-def check_writable(path: Path) -> None:
-    """InputError if no file or folder can be made at `path`."""
+def check_writable(path: Path) -> Path:
+    """`path`; InputError if no file or folder can be made there."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if nearest != path and not nearest.is_dir():
         raise InputError(f"{path} cannot be made: {nearest} is a file; name a place in a folder.")
@@ -56,6 +56,7 @@ def check_writable(path: Path) -> None:
         except OSError as error:
             reason = f"nothing can be made in {nearest} ({error.strerror})"
             raise InputError(f"{path} cannot be written: {reason}; name a place that may be written to.") from None
+    return path
 
 
 def new_file(name: str | Path) -> Path:
@@ -65,8 +66,7 @@ def new_file(name: str | Path) -> Path:
         raise InputError(f"{path} is a folder; name a file in it.")
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
-    check_writable(path)
-    return path
+    return check_writable(path)
 
 
 def folder_for(name: str | Path) -> Path:
@@ -74,8 +74,7 @@ def folder_for(name: str | Path) -> Path:
     path = named(name, "folder")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; name a folder.")
-    check_writable(path)
-    return path
+    return check_writable(path)
 
 
 def new_folder(name: str | Path) -> Path:
@@ -86,5 +85,4 @@ def new_folder(name: str | Path) -> Path:
         path = path.resolve()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already; give a folder that is new or empty.")
-    check_writable(path)
-    return path
+    return check_writable(path)

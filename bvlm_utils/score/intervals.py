@@ -12,8 +12,6 @@ from bvlm_utils.errors import InputError
 
 Interval = tuple[float, float]
 
-FLOOR = 0.05  # what differs between success rates below this cannot be told apart
-
 
 @lru_cache(maxsize=10_000)  # a page asks for thousands of the same ones
 def wilson(k: float, n: int) -> Interval:

@@ -155,9 +155,8 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
         poisoned, control = (_of(attacked, subject, condition, "success") for subject in ("poisoned", "control"))
         if len(poisoned) and len(poisoned) == len(control):
             numbers = intervals.paired_shares(poisoned.astype(bool), control.astype(bool))
-            metrics.append(
-                _line(("poisoned", condition, "asr_difference"), numbers, len(poisoned), "difference of shares")
-            )
+            label = ("poisoned", condition, "asr_difference")
+            metrics.append(_line(label, numbers, len(poisoned), "difference of shares"))
     clean = frame[frame["part"] == "utility"]
     for subject in dict.fromkeys(clean["subject"]):
         metrics.append(_utility(subject, _of(clean, subject, "clean", "score").astype(float), unit))

@@ -41,7 +41,7 @@ def _act(options: argparse.Namespace) -> int:
         from bvlm_utils.store import judging
 
         return (judging.check if options.command == "check" else judging.rejudge)(options.source)
-    check_writable(target := records.folder(options.target))
+    target = check_writable(records.folder(options.target))
     if options.command == "pack":
         added = pack(options.source, options.target, options.replace)
     else:

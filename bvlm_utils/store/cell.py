@@ -218,9 +218,7 @@ class Cell:
         settings["model"], settings["dataset"] = short_name(self.model), short_name(self.dataset)
         del settings["surrogate"]
         settings["dtype"] = self.precision if self.precision != "float32" else ""
-        for name, default in YOUNGER.items():
-            if settings[name] == default:
-                del settings[name]
+        settings = {name: value for name, value in settings.items() if name not in YOUNGER or value != YOUNGER[name]}
         if self.skill:
             settings["skill_version"] = self.resolved_skill.version
         if self.is_control:

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -164,11 +163,11 @@ def _write(cells: Mapping[str, Path], files: Files, root: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        texts = {run_id: packed.record(cells[run_id], run_id) for run_id in sorted(cells)}
-        rows = {kind: _readers(cells, kind) for kind in packed.FRAMES}
-        _write_records(folder / packed.RECORDS, texts, rows)
+        cells = dict(sorted(cells.items()))
+        texts = {run_id: packed.record(store, run_id) for run_id, store in cells.items()}
+        _write_records(folder / packed.RECORDS, cells, texts)
         for kind, name in packed.FRAMES.items():
-            packed.write_rows(folder / name, (read() for read in rows[kind].values()), _schema(rows[kind], kind))
+            packed.write_rows(folder / name, (rows for _, rows in _rows(cells, kind)), _schema(cells, kind))
         for name in dict.fromkeys(packed.FILES.values()):
             contents = {path: c for path, c in files.items() if packed.FILES[path.partition("/")[0]] == name}
             packed.write_files(folder / name, contents)
@@ -182,31 +181,31 @@ def _write(cells: Mapping[str, Path], files: Files, root: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _readers(cells: Mapping[str, Path], kind: str) -> dict[str, partial]:
-    """run_id -> a function that reads the rows, of the cells that have such rows, in order."""
-    holders = [run_id for run_id in sorted(cells) if packed.has_rows(cells[run_id], run_id, kind)]
-    return {run_id: partial(packed.rows, cells[run_id], run_id, kind) for run_id in holders}
+def _rows(cells: Mapping[str, Path], kind: str) -> Iterator[tuple[str, Rows]]:
+    """run_id and rows of the cells that have such rows; read anew each time, as all together may not fit in memory."""
+    for run_id, store in cells.items():
+        if (rows := packed.rows(store, run_id, kind)) is not None:
+            yield run_id, rows
 
 
-def _write_records(file: Path, texts: Mapping[str, str], rows: Mapping[str, Mapping[str, partial]]) -> None:
+def _write_records(file: Path, cells: Mapping[str, Path], texts: Mapping[str, str]) -> None:
     lines = []
-    for run_id, text in texts.items():
-        cell_rows = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
-        attrs = json.dumps(dict(cell_rows["manifest"].attrs)) if "manifest" in cell_rows else None
-        counts = {kind: len(kind_rows.table) for kind, kind_rows in cell_rows.items()}
-        lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
+    for run_id, store in cells.items():
+        rows = {kind: packed.rows(store, run_id, kind) for kind in packed.FRAMES}
+        attrs = json.dumps(dict(rows["manifest"].attrs)) if rows["manifest"] else None
+        counts = {kind: len(kind_rows.table) for kind, kind_rows in rows.items() if kind_rows}
+        lines.append({"run_id": run_id, "record": texts[run_id]} | counts | {"attrs": attrs})
     kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
              "attrs": pa.string()}  # fmt: skip
     pq.write_table(pa.Table.from_pylist(lines, pa.schema(kinds)), file, **packed.WRITTEN)
 
 
-def _schema(rows: Mapping[str, partial], kind: str) -> pa.Schema:
+def _schema(cells: Mapping[str, Path], kind: str) -> pa.Schema:
     """The columns of all cells together, in the order in which they come up; InputError where two do not agree."""
     types, kinds, first = {}, {}, {}
-    for run_id, read in rows.items():
-        cell_rows: Rows = read()
-        for field in cell_rows.table.schema:
-            pair = (field.type, cell_rows.kinds[field.name])
+    for run_id, rows in _rows(cells, kind):
+        for field in rows.table.schema:
+            pair = (field.type, rows.kinds[field.name])
             if (types.setdefault(field.name, pair[0]), kinds.setdefault(field.name, pair[1])) != pair:
                 raise InputError(
                     f"The {kind} of {run_id} have {pair[1]} in column {field.name}, and those of {first[field.name]} "

@@ -88,8 +88,7 @@ def writable(store: str | Path | None = None) -> Path:
     if read_only(store):
         which = "packed" if packed.is_packed(root) else "the committed reference"
         raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
-    paths.check_writable(root)
-    return root
+    return paths.check_writable(root)
 
 
 def make(store: str | Path | None = None) -> Path:
