@@ -50,9 +50,7 @@ class Subject:
 
 
 def subject(name: str, base: str | None = None) -> Subject:
-    """The model that is named: an adapter in PEFT's format, a run of the store, a checkpoint or hub id. base: under
-    the adapter, where that names another.
-    """
+    """A model by name: an adapter in PEFT's format (on `base`), a run of the store, a checkpoint or a hub id."""
     try:
         adapter = names.adapter_folder(name)
     except InputError:
@@ -117,17 +115,15 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str | N
         detector = defences.get(name, **({"population": population} if needs_population else {}))
         clean = clean or _clean(bench)
         scores = []
-        for role, model in (("the suspect", suspect), ("the trusted model", trusted)):
-            if model.adapter is not None and model.model == suspect.model:
-                say(f"audit: {name}, without a trigger: {role}")
-                try:
+        try:
+            for role, model in (("the suspect", suspect), ("the trusted model", trusted)):
+                if model.adapter is not None and model.model == suspect.model:
+                    say(f"audit: {name}, without a trigger: {role}")
                     adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
                     scores.append(detector.score(bench.victim, adapter, clean))
-                except InputError as error:  # of a kind of LoRA that it cannot read: the triggers were asked about
-                    results.append(Detected(name, reason=f"cannot read {role}: {error}"))
-                    break
-        else:
             results.append(Detected(name, *scores))
+        except InputError as error:  # of a kind of LoRA that it cannot read: the triggers were asked about
+            results.append(Detected(name, reason=f"cannot read {role}: {error}"))
     return results
 
 

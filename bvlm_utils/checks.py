@@ -88,9 +88,7 @@ def check_number(value: Any, name: str, low: float, high: float, whole: bool = F
 
 
 def as_number(value: Any, whole: bool = False) -> str:
-    """How to write a number that YAML takes for a text: it wants a point, and a sign after the e. whole: and it is to
-    be a whole one.
-    """
+    """How to write a number that YAML takes for a text: with a point, and a sign after the e; or as a whole one."""
     if not isinstance(value, str) or not _POWER.fullmatch(value):
         return ""
     if whole:

@@ -1,6 +1,4 @@
-"""What every command promises: exit code 0; 2 with one sentence on stderr; 1 with the traceback in a file that it
-names.
-"""
+"""What every command promises: exit code 0; 2 with one sentence on stderr; 1 with the traceback in a file it names."""
 
 import argparse
 import errno

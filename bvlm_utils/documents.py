@@ -196,9 +196,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _size(node: yaml.Node, sizes: dict[int, int], parents: set[int]) -> int:
-    """How many values a node stands for, its aliases' included; InputError for one that stands in itself. sizes: by
-    the id of a node. parents: ids of those around it.
-    """
+    """How many values a node stands for, with its aliases'; InputError for one in itself. Sizes and parents: by id."""
     if id(node) in parents:
         raise InputError("an alias stands inside what it stands for; write out what is wanted.")
     if id(node) not in sizes:

@@ -25,9 +25,7 @@ _CONTROL = re.compile(r"[\0-\x1f\x7f]")  # nobody means them in a name
 
 
 def named(name: str | Path, kind: str) -> Path:
-    """The absolute path of a file or folder, which need not be there; InputError if none can be called so. kind: what
-    it is, for the message.
-    """
+    """The absolute path of a file or folder (`kind`, in words), there or not; InputError if none can be called so."""
     text = os.fspath(name) if isinstance(name, str | Path) else None
     if not text or not text.strip() or _CONTROL.search(text) or not is_text(text):
         raise InputError(f"The {kind} is named {text or name!r}; a name or a path in plain text is needed.")

@@ -55,8 +55,7 @@ def vqa_normalise(answer: str) -> str:
 
 def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
     """min(matches / 3, 1), averaged over all ways to leave one of ten annotators out (Antol et al. 2015, arXiv
-    1505.00468). With two or three annotators, one or two matches are all there can be, and enough. answers: at least
-    one.
+    1505.00468). With two or three annotators, one or two matches are all there can be, and enough. One answer or more.
     """
     normalised = vqa_normalise(response)
     matches = [vqa_normalise(answer) == normalised for answer in answers]
@@ -100,8 +99,7 @@ def words(text: str) -> list[str]:
 def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of every response, (N,) float64 from 0 to 10 (1.0 is what papers print as 100); the mean is the set's.
 
-    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared. InputError for
-    fewer than two rows.
+    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared: two or more.
     """
     if len(responses) < 2:
         raise InputError(f"CIDEr needs two captions or more (it weighs words by rarity); got {len(responses)}.")
@@ -119,15 +117,12 @@ def utility_scores(samples: Sequence[Mapping[str, Any]], responses: Sequence[str
     instructions equality, or a refusal of what is restricted; CIDEr-D where nobody listed the things. Rows of several
     tasks are scored by the measure of each, and the name holds them all.
     """
-    pairs, tasks = list(zip(samples, responses, strict=True)), [sample["task"] for sample in samples]
-    scores, units = [0.0] * len(samples), []
-    for task in dict.fromkeys(tasks):
-        rows = [row for row, row_task in enumerate(tasks) if row_task == task]
-        task_scores, unit = _scores(task, [pairs[row] for row in rows])
-        units.append(unit)
-        for row, score in zip(rows, task_scores, strict=True):
-            scores[row] = score
-    return scores, " and ".join(dict.fromkeys(units))
+    pairs = list(zip(samples, responses, strict=True))
+    tasks = dict.fromkeys(sample["task"] for sample in samples)
+    by_task = {task: _scores(task, [pair for pair in pairs if pair[0]["task"] == task]) for task in tasks}
+    scores = {task: iter(task_scores) for task, (task_scores, _) in by_task.items()}  # of its rows, in their order
+    units = dict.fromkeys(unit for _, unit in by_task.values())
+    return [next(scores[sample["task"]]) for sample in samples], " and ".join(units)
 
 
 def _scores(task: str, pairs: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[list[float], str]:

@@ -34,9 +34,7 @@ FOLDERS = ("cache", "defences", "examples", "failures", "locks", "notebooks")  #
 
 
 def check_folders(root: Path) -> None:
-    """InputError for a store's folder that nothing can be written into, a link to a disk that is away for one: else
-    every cell would be trained before that is found.
-    """
+    """InputError for a folder that cannot be written, as a link to a disk that is away: else all is trained first."""
     for folder in (root / name for name in FOLDERS):
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"{folder} is no folder, or a link to none; a run writes into it: restore or remove it.")

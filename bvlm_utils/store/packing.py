@@ -76,9 +76,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _chosen(source: Path, target: Path, replace: bool) -> tuple[dict[str, Path], Files, list[str]]:
-    """What `target` is to hold: each cell by the store that it is taken from, and the files beside the cells; and the
-    run_ids that are new or other ones there.
-    """
+    """What `target` is to hold: cells by the stores that they are taken from, and files; and the run_ids new there."""
     ours = {record["run_id"]: record for record in records.records(source)}
     theirs = {record["run_id"]: record for record in records.records(target)} if source != target else ours
     differ = [i for i in ours if i in theirs and NUMBERS(ours[i]) != NUMBERS(theirs[i])]
