@@ -111,7 +111,7 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
         return _packed_rows(root, version, run_id, kind, names)
     table = _checked(file := root / run_id / f"{kind}.parquet", lambda: pq.ParquetFile(file).read())
     _checked(file, lambda: table.validate(full=True))  # changed bytes may make a text that is no UTF-8
-    metadata = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    metadata = table.schema.pandas_metadata or {}
     kinds = {column["name"]: column["numpy_type"] for column in metadata.get("columns", [])}
     stored = [name for name in table.column_names if name in kinds and not name.startswith("__index")]
     chosen = table.select(stored if names is None else names)
