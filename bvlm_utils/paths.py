@@ -20,7 +20,6 @@ CACHE = DATA / "cache"  # rebuilt at will, never committed
 NOTEBOOKS = ROOT / "notebooks"
 BOOK = ROOT / "book"
 
-
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")  # nobody means them in a name
 
 

@@ -77,13 +77,6 @@ def run_ids(root: Path) -> list[str]:
     return sorted(file.parent.name for file in root.glob("[!.]*/record.json"))
 
 
-def records(root: Path) -> dict[str, str]:
-    """run_id -> the text of its record.json, of all cells, in order."""
-    if version := stamp(root):
-        return {run_id: cell["record"] for run_id, cell in _cells(root, version).items()}
-    return {run_id: text for run_id in run_ids(root) if (text := record(root, run_id)) is not None}
-
-
 def record(root: Path, run_id: str) -> str | None:
     """The text of a cell's record.json; None if there is none, an empty text if it cannot be read."""
     if version := stamp(root):
@@ -162,11 +155,9 @@ def _checked(file: Path, read: Any) -> Any:
 def stamp(root: Path) -> Stamp | None:
     """Changes whenever a packed store does; None for a store with a folder per cell."""
     for file in (root / NEXT / INDEX, root / INDEX):
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             state = file.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return state.st_mtime_ns, state.st_ino, state.st_size
+            return state.st_mtime_ns, state.st_ino, state.st_size
     if (root / RECORDS).exists():
         raise InputError(f"{root / INDEX} is missing, and {RECORDS} is there; take it from git or pack again.")
     return None

@@ -215,9 +215,9 @@ def _schema(cells: Mapping[str, Path], kind: str) -> pa.Schema:
 
 def _remove_loose(root: Path) -> None:
     """What is in the packed files now has no folder of its own any more; what is not, stays where it is."""
-    for run_id, text in packed.records(root).items():
+    for run_id in packed.run_ids(root):
         file = root / run_id / "record.json"
-        if file.is_file() and file.read_text(encoding="utf-8") == text:
+        if file.is_file() and file.read_text(encoding="utf-8") == packed.record(root, run_id):
             shutil.rmtree(root / run_id)
     for path, content in _files(root).items():
         if (root / path).is_file() and (root / path).read_bytes() == content:

@@ -119,12 +119,8 @@ def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
 def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] | None:
     """The record of that name, None if there is none that can be read. `read` checks that it is the cell's own, too."""
     root, run_id = folder(store), _run_id(cell)
-    text = packed.record(root, run_id)
-    return None if text is None else _load(text, run_id, root)
-
-
-def _load(text: str, run_id: str, root: Path) -> dict[str, Any] | None:
-    """A record, checked against the name that it is kept under; a damaged one is named, and None is given."""
+    if (text := packed.record(root, run_id)) is None:
+        return None
     loaded = damage.record(text, run_id)
     if isinstance(loaded, str):
         _pass_over(root, run_id, loaded)
@@ -259,8 +255,8 @@ def write_frame(file: Path, frame: pd.DataFrame) -> None:
 def records(store: str | Path | None = None) -> list[dict[str, Any]]:
     """Every complete record, ordered by run_id; standard error names a file that cannot be one."""
     root = folder(store)
-    loaded = (_load(text, run_id, root) for run_id, text in packed.records(root).items())
-    return [record for record in loaded if record is not None]
+    loaded = (record(run_id, root) for run_id in packed.run_ids(root))
+    return [content for content in loaded if content is not None]
 
 
 def collect(store: str | Path | None = None) -> pd.DataFrame:
