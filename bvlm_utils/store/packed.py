@@ -44,6 +44,7 @@ FILES = {"probes": "probes.parquet", "attribution": "probes.parquet", "defences"
          "examples": "pictures.parquet", "attacks": "pictures.parquet"}  # fmt: skip
 ROWS = 100_000  # in a row group, or a little more: cells are not cut, and a reader of one cell reads one group
 WRITTEN = {"compression": "zstd", "compression_level": 19}
+Stamp = tuple[int, ...]  # of an index: where it is another one, nothing is true that is kept in memory
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,6 @@ class Rows:
 
 
 # ---------------------------------------------------------------- reading either form
-
-
-Stamp = tuple[int, ...]  # of an index: where it is another one, nothing is true that is kept in memory
 
 
 def is_packed(root: Path) -> bool:
