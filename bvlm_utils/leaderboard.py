@@ -153,8 +153,7 @@ def hours_of_full_entries() -> dict[str, float]:
     on_cpu = [record for record in measured if record.get("device") == "cpu"]
     hours = dict.fromkeys(FULL, 0.0)
     for model in MODELS:
-        times = [record["seconds"] for record in on_cpu if record["config"]["model"] == model]
-        if not times:
+        if not (times := [record["seconds"] for record in on_cpu if record["config"]["model"] == model]):
             raise InputError(f"The reference has no cells of {model} on a CPU, so nothing is known about the time.")
         tune, ask = (median(seconds.get(name, 0.0) for seconds in times) for name in ("tune", "ask"))
         hours["attack"] += FULL["attack"] * (tune + ask) / 3600

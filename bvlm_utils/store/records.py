@@ -105,8 +105,7 @@ def has(cell: Cell, store: str | Path | None = None) -> bool:
 
 def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
     """The record of a cell; None if there is none, or it is damaged or another cell's, which standard error says."""
-    saved = record(cell, store)
-    if saved is None:
+    if (saved := record(cell, store)) is None:
         return None
     theirs, ours = saved["identity"], cell.identity
     if theirs != json.loads(json.dumps(ours)):
@@ -297,8 +296,7 @@ def manifest(cell: Cell | str, store: str | Path | None = None) -> poison.Manife
 
 
 def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFrame:
-    rows = packed.rows(folder(store), _run_id(cell), kind)
-    if rows is None:
+    if (rows := packed.rows(folder(store), _run_id(cell), kind)) is None:
         raise InputError(f"The store {folder(store)} has no {kind} of cell {_run_id(cell)}; run the cell first.")
     return rows.frame()
 
