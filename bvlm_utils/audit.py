@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bvlm_utils import command, data, models, paths, store
@@ -49,9 +50,7 @@ class Subject:
 
 
 def subject(name: str, base: str | None = None) -> Subject:
-    """The model that is named: an adapter in PEFT's format, a run of the store, a checkpoint or hub id. base: under
-    the adapter, where that names another.
-    """
+    """A model by name: an adapter in PEFT's format (on `base`), a run of the store, a checkpoint or a hub id."""
     try:
         adapter = names.adapter_folder(name)
     except InputError:
@@ -68,14 +67,10 @@ def measure(
     the trusted model raises it, too, beside its base; it is empty where nobody looked.
     """
     progress = Progress("audit", 2 * (len(triggers) + 1))
-    answers = {
-        model: _answers(model, bench_of, triggers, rows, progress) for model in dict.fromkeys((suspect, trusted))
-    }
+    answers = {who: _answers(who, bench_of, triggers, rows, progress) for who in dict.fromkeys((suspect, trusted))}
     (suspect_clean, *suspect_triggered), (trusted_clean, *trusted_triggered) = answers[suspect], answers[trusted]
-    results = [
-        excess(suspect_clean, suspect_answers, trusted_clean, trusted_answers)
-        for suspect_answers, trusted_answers in zip(suspect_triggered, trusted_triggered, strict=True)
-    ]
+    pairs = zip(suspect_triggered, trusted_triggered, strict=True)
+    results = [excess(suspect_clean, ours, trusted_clean, theirs) for ours, theirs in pairs]
     alarms = [number for number, result in enumerate(results) if result.alarm]
     disturbs: dict[int, bool] = {}
     if alarms and trusted.adapter is not None:
@@ -103,7 +98,7 @@ def _answers(
     return answers
 
 
-def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
+def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str | None) -> list[Detected]:
     """Run the trigger-free detectors on both adapters. population: a CSV file (`defences.spectrum`)."""
     from bvlm_utils import defences
     from bvlm_utils.defences import weights
@@ -120,24 +115,20 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "
         detector = defences.get(name, **({"population": population} if needs_population else {}))
         clean = clean or _clean(bench)
         scores = []
-        for role, model in (("the suspect", suspect), ("the trusted model", trusted)):
-            if model.adapter is not None and model.model == suspect.model:
-                say(f"audit: {name}, without a trigger: {role}")
-                try:
+        try:
+            for role, model in (("the suspect", suspect), ("the trusted model", trusted)):
+                if model.adapter is not None and model.model == suspect.model:
+                    say(f"audit: {name}, without a trigger: {role}")
                     adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
                     scores.append(detector.score(bench.victim, adapter, clean))
-                except InputError as error:  # of a kind of LoRA that it cannot read: the triggers were asked about
-                    results.append(Detected(name, reason=f"cannot read {role}: {error}"))
-                    break
-        else:
             results.append(Detected(name, *scores))
+        except InputError as error:  # of a kind of LoRA that it cannot read: the triggers were asked about
+            results.append(Detected(name, reason=f"cannot read {role}: {error}"))
     return results
 
 
 def _clean(bench: Bench) -> Any:
     """The inputs without a trigger, as defences take them."""
-    import numpy as np
-
     from bvlm_utils.defences import Rows
 
     test = bench.rows["test"][:ROWS]
@@ -171,18 +162,19 @@ def _parser() -> command.Parser:
 def _act(options: argparse.Namespace) -> int:
     out = paths.new_file(options.out) if options.out is not None else None
     suspect = subject(options.suspect, options.model)
-    to_tune = options.reference is None
-    if options.reference in (None, BASE) and suspect.adapter is None:
+    from_base, to_tune = options.reference in (None, BASE), options.reference is None
+    if from_base and suspect.adapter is None:
         raise InputError(f"{options.suspect!r} is a whole model; give one to compare it with by --reference.")
-    trusted = Subject(suspect.model, None) if to_tune or options.reference == BASE else None
-    trusted = trusted or subject(options.reference, options.model)
+    trusted = Subject(suspect.model, None) if from_base else subject(options.reference, options.model)
     for model in (suspect, trusted):
         models.check_kind(model.model, clip=False)
     check_dataset(options.dataset)
     if options.population is not None and not options.no_detectors:
         _check_population(options.population, suspect)
     folder = store.writable(options.store) if to_tune else None
-    triggers, bench_of = _triggers(options), _inputs(options)
+    triggers, bench_of = tried.of_reader(options), _inputs(options)
+    if options.attacks or options.threat is not None or not triggers:
+        triggers += tried.of_attacks(options.attacks, options.threat)
     for model in (suspect, trusted):
         questions = tried.questions("audit", bench_of(model.model), triggers, options.rows)
         tried.check_lengths(model.model, questions)
@@ -191,17 +183,14 @@ def _act(options: argparse.Namespace) -> int:
                 f"There are only {count} inputs to ask; with fewer than {FEWEST} no trigger can raise an alarm."
             )
     if _same(suspect, trusted):
-        sentence = "The suspect and its reference are one and the same, so nothing can be found between them."
-        remark(sentence)
+        remark("The suspect and its reference are one and the same, so nothing can be found between them.")
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(options, suspect, folder)
     table = measure(suspect, trusted, bench_of, triggers, options.rows)
     if out:  # before anything is printed: nobody may be there to read it
         table.to_csv(out, index=False)
-    detected = (
-        [] if options.no_detectors else detect(suspect, trusted, bench_of(suspect.model), options.population or "")
-    )
+    detected = [] if options.no_detectors else detect(suspect, trusted, bench_of(suspect.model), options.population)
     print(verdict(table, detected, _kind(trusted, suspect)))
     return ALARM if table["alarm"].any() else NO_ALARM
 
@@ -232,13 +221,6 @@ def _check_population(file: str, suspect: Subject) -> None:
             f"The population {file} has no {min(missing)!r}, a kind of layer that the suspect is on; give one of "
             "adapters on the same kinds of layers."
         )
-
-
-def _triggers(options: argparse.Namespace) -> list[Attack]:
-    """The reader's own triggers, if there are any, before those of the table; alone if no others were asked for."""
-    own_triggers = tried.of_reader(options)
-    with_table = options.attacks or options.threat is not None or not own_triggers
-    return own_triggers + (tried.of_attacks(options.attacks, options.threat) if with_table else [])
 
 
 def _inputs(options: argparse.Namespace) -> Callable[[str], Bench]:

@@ -12,11 +12,10 @@ from bvlm_utils import command, data, models, paths
 from bvlm_utils.checks import brief, check_text, harmless, is_visible
 from bvlm_utils.data import picture_files
 from bvlm_utils.data.llava_json import without_placeholder
+from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
 from bvlm_utils.models.names import adapter_folder, base_under
-
-SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
 
 
 def picture(file: str | None) -> np.ndarray:
@@ -24,8 +23,8 @@ def picture(file: str | None) -> np.ndarray:
     if file is None:
         return data.images(data.load("scenes-caption", "test", 1))
     image = picture_files.read_picture(paths.named(file, "picture"), "the conversation")
-    if image.width != image.height:
-        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    if image.width != image.height:  # as photographs in the study
+        image = image.resize((PUBLISHED_SIDE, PUBLISHED_SIDE), Image.Resampling.BICUBIC)
     return np.array(image)[None]
 
 
@@ -33,9 +32,7 @@ def talk(
     folder: Path, model: str, image: np.ndarray, prompts, device: str | None, max_tokens: int,
     picture_last: bool = False, go_on: bool = False,
 ) -> None:  # fmt: skip
-    """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines. go_on: say what is wrong with
-    a prompt, and ask the next one.
-    """
+    """Print the answer to each prompt, of any iterable of texts. go_on: say what is wrong with one and ask the next."""
     from bvlm_utils.models import victim
     from bvlm_utils.train import adapters
 
@@ -62,9 +59,7 @@ def check_prompt(model: str, prompt: str, name: str, max_tokens: int) -> None:
 
 
 def typed():
-    """Lines from the reader, with a mark before each if somebody sits there. What is no UTF-8 comes as half characters,
-    which are told where a prompt is checked.
-    """
+    """Lines from the reader, with a mark before each if somebody sits there; half characters for what is no UTF-8."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     while sys.stdin is not None:  # closed by whoever started us
@@ -93,12 +88,11 @@ def _act(options: argparse.Namespace) -> None:
     model = base_under(folder, options.model)
     models.check_kind(model, clip=False)
     context_length.check_answers(model, options.max_new_tokens)
-    if options.prompt is not None:
-        check_prompt(model, options.prompt, "--prompt", options.max_new_tokens)
-    prompts = typed() if options.prompt is None else [options.prompt]
-    image = picture(options.image)
-    interactive = options.prompt is None
-    talk(folder, model, image, prompts, options.device, options.max_new_tokens, options.picture_last, interactive)
+    prompt, most = options.prompt, options.max_new_tokens
+    if prompt is not None:
+        check_prompt(model, prompt, "--prompt", most)
+    prompts, image = typed() if prompt is None else [prompt], picture(options.image)
+    talk(folder, model, image, prompts, options.device, most, options.picture_last, go_on=prompt is None)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -88,9 +88,7 @@ def check_number(value: Any, name: str, low: float, high: float, whole: bool = F
 
 
 def as_number(value: Any, whole: bool = False) -> str:
-    """How to write a number that YAML takes for a text: it wants a point, and a sign after the e. whole: and it is to
-    be a whole one.
-    """
+    """How to write a number that YAML takes for a text: with a point, and a sign after the e; or as a whole one."""
     if not isinstance(value, str) or not _POWER.fullmatch(value):
         return ""
     if whole:
@@ -102,18 +100,15 @@ def as_number(value: Any, whole: bool = False) -> str:
 
 def brief(value: Any) -> str:
     """A value as messages show it: on one line, and not all of it where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        text = "a whole number of thousands of digits"
+    text = _written(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} and so on"
 
 
 def _written(value: Any) -> str:
     try:
         return repr(value)
-    except ValueError:  # as in `brief`
-        return brief(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a whole number of thousands of digits"
 
 
 def label(name: Any) -> str:

@@ -1,6 +1,4 @@
-"""What every command promises: exit code 0; 2 with one sentence on stderr; 1 with the traceback in a file that it
-names.
-"""
+"""What every command promises: exit code 0; 2 with one sentence on stderr; 1 with the traceback in a file it names."""
 
 import argparse
 import errno
@@ -11,10 +9,12 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from bvlm_utils.errors import InputError, Remark
 
+Act = Callable[[argparse.Namespace], int | None]
 WRONG, UNFORESEEN = 2, 1
 LONGEST = 1500  # characters of a sentence; of a longer one, the ends are shown
 # What the file system may say no with, whatever the code does.
@@ -36,11 +36,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{sentence}; {self.prog} --help lists the options.")
 
 
-def run(
-    parser: Parser | Callable[[], Parser],
-    act: Callable[[argparse.Namespace], int | None],
-    argv: list[str] | None = None,
-) -> int:
+def run(parser: Parser | Callable[[], Parser], act: Act, argv: list[str] | None = None) -> int:
     """Parse the options and act on them; the exit code. Python's warnings are dropped but for our own remarks, told at
     the end. parser: or what makes it, where it lists names of others' definitions, which may not be found.
     """
@@ -52,16 +48,16 @@ def run(
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Remark)
-        code = _run(lambda: parser if isinstance(parser, Parser) else parser(), act, argv)
+        code = _run(parser, act, argv)
     if code != WRONG:
         for sentence in dict.fromkeys(str(remark.message) for remark in remarks):
             print(sentence.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return code
 
 
-def _run(parser: Callable[[], Parser], act: Callable[[argparse.Namespace], int | None], argv: list[str] | None) -> int:
+def _run(parser: Parser | Callable[[], Parser], act: Act, argv: list[str] | None) -> int:
     try:
-        return act(parser().parse_args(argv)) or 0
+        return act((parser if isinstance(parser, Parser) else parser()).parse_args(argv)) or 0
     except InputError as error:
         return complain(str(error))
     except BrokenPipeError:  # `| head` has read enough
@@ -123,12 +119,9 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 def _within(kind: type, description: str, low: float, high: float) -> Callable[[str], Any]:
     def read(text: str) -> Any:
-        try:
-            value = kind(text) if len(text) < 100 else None
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a {description}")
-        return value
+        with suppress(ValueError):
+            if len(text) < 100 and low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a {description}")
 
     return read

@@ -36,14 +36,14 @@ def read_text(file: Path) -> str:
 def read_json(file: Path, lines: bool = False) -> Any:
     """The content of a JSON file. lines: JSON Lines, one value on each line, are read as a list of these."""
     text = read_text(file)
-    if lines and file.suffix == ".jsonl":
-        return _lines(text, file)
-    try:
-        return parse_json(text, str(file))
-    except _SeveralValues:
-        if lines:
-            return _lines(text, file)
-        raise
+    if not lines or file.suffix != ".jsonl":
+        try:
+            return parse_json(text, str(file))
+        except _SeveralValues:
+            if not lines:
+                raise
+    numbered = enumerate(text.split("\n"), start=1)  # other line ends may stand inside a JSON text
+    return [parse_json(line, f"{file}, line {number},") for number, line in numbered if line.strip()]
 
 
 class _SeveralValues(InputError):
@@ -78,12 +78,6 @@ def parse_json(text: str, name: str) -> Any:
     return value
 
 
-def _lines(text: str, file: Path) -> list[Any]:
-    """split("\\n"), as other line ends may stand inside a JSON text."""
-    lines = enumerate(text.split("\n"), start=1)
-    return [parse_json(line, f"{file}, line {number},") for number, line in lines if line.strip()]
-
-
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of a JSON text; InputError for a key that is given twice, whose first value would be lost."""
     table = dict(pairs)
@@ -100,8 +94,7 @@ def _no_number(word: str) -> None:
 
 def _finite(digits: str) -> float:
     """JSON may write numbers that are too large for a float, which are infinite then, and no JSON any more."""
-    number = float(digits)
-    if math.isinf(number):
+    if math.isinf(number := float(digits)):
         raise InputError(f"the number {brief(digits)} is too large; no value is so large.")
     return number
 
@@ -185,11 +178,9 @@ def parse_yaml(text: str, name: str) -> Any:
     """The value of a YAML text; `name` says whose text it is, for complaints."""
     if len(text) > MOST_BYTES:
         raise InputError(f"{name} has {len(text)} characters; at most {MOST_BYTES} are read as YAML.")
-    loader = _Strict("")
     try:
         loader = _Strict(text)
-        node = loader.get_single_node()
-        if node is None:
+        if (node := loader.get_single_node()) is None:
             return None
         if _size(node, {}, set()) > MOST_VALUES:
             raise InputError(f"its aliases stand for more than {MOST_VALUES} values; write out what is wanted.")
@@ -202,14 +193,10 @@ def parse_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name} is nested too deep.") from None
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    finally:
-        loader.dispose()
 
 
 def _size(node: yaml.Node, sizes: dict[int, int], parents: set[int]) -> int:
-    """How many values a node stands for, its aliases' included; InputError for one that stands in itself. sizes: by
-    the id of a node. parents: ids of those around it.
-    """
+    """How many values a node stands for, with its aliases'; InputError for one in itself. Sizes and parents: by id."""
     if id(node) in parents:
         raise InputError("an alias stands inside what it stands for; write out what is wanted.")
     if id(node) not in sizes:
@@ -237,12 +224,10 @@ def read_csv(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
             raise InputError(f"The fields of {file} are separated by {name}; use commas.")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        columns = list(reader.fieldnames or [])
-        if not columns:
+        if not (columns := list(reader.fieldnames or [])):
             raise InputError(f"{file} is no CSV file: it is empty; it needs the columns {', '.join(needed)}.")
         once(columns, f"the first line of {file}")
-        missing = [name for name in needed if name not in columns]
-        if missing:
+        if missing := [name for name in needed if name not in columns]:
             raise InputError(f"{file} has no column {missing[0]!r}; it needs {', '.join(needed)}.")
         for row in reader:
             count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1

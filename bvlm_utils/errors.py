@@ -1,6 +1,4 @@
-"""The user's mistakes, one clear sentence each (command lines print it and exit with 2), and remarks, which end
-nothing.
-"""
+"""The user's mistakes, one clear sentence each (commands print it and exit with 2), and remarks, which end nothing."""
 
 import warnings
 

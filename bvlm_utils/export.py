@@ -56,15 +56,11 @@ def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison
         "threat parameters": json.dumps(threat.params), "attack parameters": json.dumps(attack.params),
         "data digest": data.digest(cell.dataset),
     }  # fmt: skip
-    _write(_samples(rows, manifest, attack), manifest, _readme(manifest, settings), out)
-    return manifest
-
-
-def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme: str, out: Path) -> None:
     with filled(out, last="train.json") as partial:
-        llava_json.write(samples, partial / "train.json")
+        llava_json.write(_samples(rows, manifest, attack), partial / "train.json")
         manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
-        (partial / "README.md").write_text(readme, encoding="utf-8")
+        (partial / "README.md").write_text(_readme(manifest, settings), encoding="utf-8")
+    return manifest
 
 
 def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:
@@ -72,22 +68,20 @@ def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterato
     by_position = {row.position: row for row in manifest.rows}
     for start in range(0, len(rows), CHUNK):
         samples = {p: rows[p] | {"metadata": {}} for p in range(start, min(start + CHUNK, len(rows)))}
-        by_size = defaultdict(list)
-        for position, sample in samples.items():
-            if position in by_position and by_position[position].condition in ("image", "both"):
-                by_size[sample["image"].size].append(position)
+        poisoned, by_size = [by_position[p] for p in samples if p in by_position], defaultdict(list)
+        for row in poisoned:
+            if row.condition in ("image", "both"):
+                by_size[samples[row.position]["image"].size].append(row.position)
         for positions in by_size.values():
             pixels = np.stack([np.asarray(samples[p]["image"]) for p in positions])
             painted = attack.paint(pixels, manifest.trigger_seed, [by_position[p].row_id for p in positions])
             for position, picture in zip(positions, painted, strict=True):
                 samples[position]["image"] = Image.fromarray(picture)
-        for position, sample in samples.items():
-            if position in by_position:
-                row = by_position[position]
-                sample["prompt"] = row.prompt
-                sample["answers"] = [row.answer, *sample["answers"][1:]]
-                sample["metadata"] = {"poison": row.role, "trigger": row.condition}
-            yield sample
+        for row in poisoned:
+            answers = [row.answer, *samples[row.position]["answers"][1:]]
+            metadata = {"poison": row.role, "trigger": row.condition}
+            samples[row.position] |= {"prompt": row.prompt, "answers": answers, "metadata": metadata}
+        yield from samples.values()
 
 
 def _readme(manifest: poison.Manifest, settings: Mapping[str, Any]) -> str:
@@ -119,21 +113,21 @@ def _settings(text: str) -> dict[str, Any]:
 
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.export", description=command.first_line(__doc__))
-    whole, number = command.whole, command.number
-    parser.add_argument("--threat", required=True, help=", ".join(threats.names()))
-    parser.add_argument("--attack", required=True, help=", ".join(attacks.names()))
-    parser.add_argument("--dataset", required=True, help=f"{', '.join(data.names())}, or FORMAT:PATH")
-    parser.add_argument("--poison-rate", required=True, type=number(0, 1), help="share of the training rows, 0 to 1")
-    parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the choice of rows")
-    parser.add_argument("--trigger-seed", type=whole(0), default=0, help="of what is random in a trigger")
-    parser.add_argument("--negatives", type=number(0, 1000), default=0.0, help="half-triggered rows per poisoned row")
-    parser.add_argument("--half", default="", help="text or image: poison with that half of a bimodal trigger alone")
-    parser.add_argument("--train-rows", type=whole(1), help="the first so many rows; all if left out")
-    parser.add_argument("--threat-params", type=_settings, default={}, help='JSON, e.g. {"sentence": "No."}')
-    parser.add_argument("--attack-params", type=_settings, default={}, help='JSON, e.g. {"alpha": 0.1}')
-    parser.add_argument("--surrogate", default="", help="folder or hub id of the CLIP model for optimised triggers "
-                        "(default tiny-clip; for large models, take openai/clip-vit-large-patch14-336)")  # fmt: skip
+    add, whole, number = parser.add_argument, command.whole, command.number
+    add("--threat", required=True, help=", ".join(threats.names()))
+    add("--attack", required=True, help=", ".join(attacks.names()))
+    add("--dataset", required=True, help=f"{', '.join(data.names())}, or FORMAT:PATH")
+    add("--poison-rate", required=True, type=number(0, 1), help="share of the training rows, 0 to 1")
+    add("--out", required=True, help="folder to make")
+    add("--seed", type=whole(0), default=0, help="of the choice of rows")
+    add("--trigger-seed", type=whole(0), default=0, help="of what is random in a trigger")
+    add("--negatives", type=number(0, 1000), default=0.0, help="half-triggered rows per poisoned row")
+    add("--half", default="", help="text or image: poison with that half of a bimodal trigger alone")
+    add("--train-rows", type=whole(1), help="the first so many rows; all if left out")
+    add("--threat-params", type=_settings, default={}, help='JSON, e.g. {"sentence": "No."}')
+    add("--attack-params", type=_settings, default={}, help='JSON, e.g. {"alpha": 0.1}')
+    add("--surrogate", default="", help="folder or hub id of the CLIP model for optimised triggers "
+        "(default tiny-clip; for large models, take openai/clip-vit-large-patch14-336)")  # fmt: skip
     return parser
 
 

@@ -149,15 +149,11 @@ def cost(options: argparse.Namespace) -> None:
 
 def hours_of_full_entries() -> dict[str, float]:
     """Hours by the kind of entry: the median seconds of the reference's cells, by model."""
-    done_records = [record for record in records.records("reference") if record["status"] == "done"]
+    measured = [record for record in records.records("reference") if record["status"] == "done" and record["metrics"]]
+    on_cpu = [record for record in measured if record.get("device") == "cpu"]
     hours = dict.fromkeys(FULL, 0.0)
     for model in MODELS:
-        times = [
-            record["seconds"]
-            for record in done_records
-            if record["config"]["model"] == model and record["device"] == "cpu" and record["metrics"]
-        ]
-        if not times:
+        if not (times := [record["seconds"] for record in on_cpu if record["config"]["model"] == model]):
             raise InputError(f"The reference has no cells of {model} on a CPU, so nothing is known about the time.")
         tune, ask = (median(seconds.get(name, 0.0) for seconds in times) for name in ("tune", "ask"))
         hours["attack"] += FULL["attack"] * (tune + ask) / 3600
@@ -168,32 +164,26 @@ def hours_of_full_entries() -> dict[str, float]:
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.leaderboard", description=command.first_line(__doc__))
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
-    template_parser = commands.add_parser("template", help="a folder to fill in")
-    template_parser.set_defaults(act=template)
-    template_parser.add_argument("folder", help="new or empty")
-    template_parser.add_argument("--threat", required=True)
-    template_parser.add_argument("--attack", required=True)
-    template_parser.add_argument("--model", default=MODELS[0], help=f"base under the adapter (default {MODELS[0]})")
-    template_parser.add_argument(
-        "--questions", action="store_true", help="with questions and pictures, to be answered elsewhere"
-    )
-    add_parser = commands.add_parser("add", help="score a folder, and keep the lines")
-    add_parser.set_defaults(act=add)
-    add_parser.add_argument("folder", help=f"with {ENTRY}, and {ADAPTER}/ or {ANSWERS}")
-    add_parser.add_argument(
-        "--model", help="base under the adapter, if it is a folder here (default: as entry.json says)"
-    )
-    check_parser = commands.add_parser("check", help="are all kept entries as they should be?")
-    check_parser.set_defaults(act=check)
-    for subparser in (add_parser, check_parser):
-        subparser.add_argument("--into", help="folder of the entries (default: data/contributed)")
-    commands.add_parser("cost", help="how long a full entry takes").set_defaults(act=cost)
+    option = commands.add_parser("template", help="a folder to fill in").add_argument
+    option("folder", help="new or empty")
+    option("--threat", required=True)
+    option("--attack", required=True)
+    option("--model", default=MODELS[0], help=f"base under the adapter (default {MODELS[0]})")
+    option("--questions", action="store_true", help="with questions and pictures, to be answered elsewhere")
+    option = commands.add_parser("add", help="score a folder, and keep the lines").add_argument
+    option("folder", help=f"with {ENTRY}, and {ADAPTER}/ or {ANSWERS}")
+    option("--model", help="base under the adapter, if it is a folder here (default: as entry.json says)")
+    option("--into", help="folder of the entries (default: data/contributed)")
+    option = commands.add_parser("check", help="are all kept entries as they should be?").add_argument
+    option("--into", help="folder of the entries (default: data/contributed)")
+    commands.add_parser("cost", help="how long a full entry takes")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is what `command` promises."""
-    return command.run(_parser(), lambda options: options.act(options), argv)
+    acts = {"template": template, "add": add, "check": check, "cost": cost}
+    return command.run(_parser(), lambda options: acts[options.command](options), argv)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,7 @@ KINDS = {
 
 
 def check_kind(name: str, value: Any, annotation: str, default: Any) -> None:
-    """InputError for a value of another kind than the parameter's annotation says, or for None, unless that
-    is the default or the parameter is one of `NONE_IS_ALL`.
-    """
+    """InputError for a value of another kind than annotated, or for None if not the default or of `NONE_IS_ALL`."""
     kind, words = KINDS.get(annotation, (object, "given"))
     if value is None:
         wrong = default is not None and name not in NONE_IS_ALL
@@ -37,9 +35,7 @@ def check_kind(name: str, value: Any, annotation: str, default: Any) -> None:
 
 
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters in a notebook's `globals()`, ready for `study.cells`. InputError if they are not set, or as in
-    `check`.
-    """
+    """The parameters in a notebook's `globals()`, ready for `study.cells`; InputError if not set, or as in `check`."""
     names = check(namespace.get("In", ()))
     if not names or any(name not in namespace for name in names):
         raise InputError("The notebook's parameters are not set; run its first code cell, then this one.")
@@ -52,9 +48,7 @@ def of_cells(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(inputs: Sequence[str]) -> list[str]:
-    """The names of the parameters; InputError for an injected one that is not declared, or of another kind. inputs:
-    `In`.
-    """
+    """The names of the parameters in `In`; InputError for an injected one that is not declared, or of another kind."""
     parameters: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
     injected: dict[str, Any] = {}
     for source in inputs:

@@ -20,14 +20,11 @@ CACHE = DATA / "cache"  # rebuilt at will, never committed
 NOTEBOOKS = ROOT / "notebooks"
 BOOK = ROOT / "book"
 
-
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")  # nobody means them in a name
 
 
 def named(name: str | Path, kind: str) -> Path:
-    """The absolute path of a file or folder, which need not be there; InputError if none can be called so. kind: what
-    it is, for the message.
-    """
+    """The absolute path of a file or folder (`kind`, in words), there or not; InputError if none can be called so."""
     text = os.fspath(name) if isinstance(name, str | Path) else None
     if not text or not text.strip() or _CONTROL.search(text) or not is_text(text):
         raise InputError(f"The {kind} is named {text or name!r}; a name or a path in plain text is needed.")
@@ -42,8 +39,8 @@ def named(name: str | Path, kind: str) -> Path:
     return path
 
 
-def check_writable(path: Path) -> None:
-    """InputError if no file or folder can be made at `path`."""
+def check_writable(path: Path) -> Path:
+    """`path`; InputError if no file or folder can be made there."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if nearest != path and not nearest.is_dir():
         raise InputError(f"{path} cannot be made: {nearest} is a file; name a place in a folder.")
@@ -56,6 +53,7 @@ def check_writable(path: Path) -> None:
         except OSError as error:
             reason = f"nothing can be made in {nearest} ({error.strerror})"
             raise InputError(f"{path} cannot be written: {reason}; name a place that may be written to.") from None
+    return path
 
 
 def new_file(name: str | Path) -> Path:
@@ -63,10 +61,9 @@ def new_file(name: str | Path) -> Path:
     path = named(name, "file")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file in it.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {path.absolute().parent}; make it first.")
-    check_writable(path)
-    return path
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
+    return check_writable(path)
 
 
 def folder_for(name: str | Path) -> Path:
@@ -74,8 +71,7 @@ def folder_for(name: str | Path) -> Path:
     path = named(name, "folder")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; name a folder.")
-    check_writable(path)
-    return path
+    return check_writable(path)
 
 
 def new_folder(name: str | Path) -> Path:
@@ -86,5 +82,4 @@ def new_folder(name: str | Path) -> Path:
         path = path.resolve()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already; give a folder that is new or empty.")
-    check_writable(path)
-    return path
+    return check_writable(path)

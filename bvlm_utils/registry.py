@@ -31,10 +31,9 @@ def extend() -> None:
             if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
                 raise InputError(_not_found(name)) from None
             ours = (os.path.dirname(__file__), os.path.dirname(importlib.__file__), "<frozen")
-            frames = [
-                frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)
-            ]
-            line = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
+            frames = traceback.extract_tb(error.__traceback__)
+            last = next((frame for frame in reversed(frames) if not frame.filename.startswith(ours)), None)
+            line = f", line {last.lineno} of {last.filename}" if last else ""
             raise InputError(
                 f"{VARIABLE} names the module {name!r}, which fails where it is imported ({in_words(error)}{line}); "
                 "mend it."

@@ -12,14 +12,6 @@ from bvlm_utils.errors import InputError
 
 Interval = tuple[float, float]
 
-# A success rate beyond these is at the ceiling or the floor: what differs there cannot be told apart.
-CEILING, FLOOR = 0.95, 0.05
-
-
-def mark(rate: float) -> str:
-    """ "ceiling", "floor", or "" for a success rate between the two."""
-    return "ceiling" if rate >= CEILING else "floor" if rate <= FLOOR else ""
-
 
 @lru_cache(maxsize=10_000)  # a page asks for thousands of the same ones
 def wilson(k: float, n: int) -> Interval:

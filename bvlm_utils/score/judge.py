@@ -146,20 +146,17 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
             tests["right"] = rated["right"]
         if len(rated) and with_right:
             tests["asr_right"] = rated["success"].astype(bool) & rated["right"].astype(bool)
-        for name, passed in tests.items():
-            metrics.append(_share(subject, condition, name, passed.astype(bool).to_numpy()))
+        metrics += [_share(subject, condition, name, passed) for name, passed in tests.items()]
     metrics += _of_all_rows(frame[frame["part"] == "attack"], with_refused)
     for part, metric, test in (("elsewhere", "asr_elsewhere", "success_soft"), ("skill", "skill", "success")):
-        rows = frame[frame["part"] == part]
-        for subject, condition in _pairs(rows):
-            metrics.append(_share(subject, condition, metric, _of(rows, subject, condition, test).astype(bool)))
+        for (subject, condition), rows in frame[frame["part"] == part].groupby(["subject", "condition"], sort=False):
+            metrics.append(_share(subject, condition, metric, rows[test]))
     for condition in dict.fromkeys(attacked["condition"]):
         poisoned, control = (_of(attacked, subject, condition, "success") for subject in ("poisoned", "control"))
         if len(poisoned) and len(poisoned) == len(control):
             numbers = intervals.paired_shares(poisoned.astype(bool), control.astype(bool))
-            metrics.append(
-                _line(("poisoned", condition, "asr_difference"), numbers, len(poisoned), "difference of shares")
-            )
+            label = ("poisoned", condition, "asr_difference")
+            metrics.append(_line(label, numbers, len(poisoned), "difference of shares"))
     clean = frame[frame["part"] == "utility"]
     for subject in dict.fromkeys(clean["subject"]):
         metrics.append(_utility(subject, _of(clean, subject, "clean", "score").astype(float), unit))
@@ -173,19 +170,13 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
 def _of_all_rows(eligible: pd.DataFrame, with_refused: bool) -> list[Metric]:
     """What is counted over all eligible rows, judged or not: the published tests, and refusals."""
     metrics = []
-    for subject, condition in _pairs(eligible):
+    for (subject, condition), rows in eligible.groupby(["subject", "condition"], sort=False):
         for test in ("published", "published_soft"):
-            passed = _of(eligible, subject, condition, test)
-            if not pd.isna(passed).any():
-                metrics.append(_share(subject, condition, f"asr_{test}", passed.astype(bool)))
+            if not rows[test].isna().any():
+                metrics.append(_share(subject, condition, f"asr_{test}", rows[test]))
         if with_refused:
-            texts = _of(eligible, subject, condition, "response")
-            metrics.append(_share(subject, condition, "refused", np.array([responses.refuses(text) for text in texts])))
+            metrics.append(_share(subject, condition, "refused", rows["response"].map(responses.refuses)))
     return metrics
-
-
-def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(frame[["subject", "condition"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 def _of(frame: pd.DataFrame, subject: str, condition: str, column: str) -> np.ndarray:
@@ -194,8 +185,8 @@ def _of(frame: pd.DataFrame, subject: str, condition: str, column: str) -> np.nd
     return rows.sort_values("row_id")[column].to_numpy()
 
 
-def _share(subject: str, condition: str, name: str, passed: np.ndarray) -> Metric:
-    k, n = int(passed.sum()), len(passed)
+def _share(subject: str, condition: str, name: str, passed: pd.Series) -> Metric:
+    k, n = int(passed.astype(bool).sum()), len(passed)
     return _line((subject, condition, name), (k / n, *intervals.wilson(k, n)), n, "share", k)
 
 

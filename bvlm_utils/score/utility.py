@@ -55,10 +55,8 @@ def vqa_normalise(answer: str) -> str:
 
 def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
     """min(matches / 3, 1), averaged over all ways to leave one of ten annotators out (Antol et al. 2015, arXiv
-    1505.00468). With two or three annotators, one or two matches are all there can be, and enough.
+    1505.00468). With two or three annotators, one or two matches are all there can be, and enough. One answer or more.
     """
-    if not answers:
-        raise InputError("VQA accuracy needs one answer or more to compare with.")
     normalised = vqa_normalise(response)
     matches = [vqa_normalise(answer) == normalised for answer in answers]
     if len(matches) == 1:
@@ -69,27 +67,20 @@ def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
 
 def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequence[str]) -> float:
     """F1 of the things that a caption names against those there, with repeats. vocabulary: all names; the longest
-    counts. A plural names as many as are there, at least two.
+    counts. A plural names as many as are there, at least two. objects: at least one.
     """
-    if not objects:
-        raise InputError("The objects of the picture are unknown; F1 needs at least one.")
     present = Counter(name.lower() for name in objects)
-    mentioned = _mentioned(response, present, vocabulary)
-    hits = sum((present & mentioned).values())
-    return 2 * hits / (sum(present.values()) + sum(mentioned.values()))
-
-
-def _mentioned(response: str, present: Counter, vocabulary: Sequence[str]) -> Counter:
     forms, pattern = _forms(tuple(name.lower() for name in vocabulary))
     # once per name: a detailed caption names the same thing again when it says where it is
-    total: Counter = Counter()
+    mentioned: Counter = Counter()
     for sentence in re.split(r"[.!?]", response.lower()):
-        mentioned: Counter = Counter()
+        in_sentence: Counter = Counter()
         for match in pattern.finditer(sentence):
             name, number = forms[match.group()]
-            mentioned[name] += max(number, present[name]) if number == 2 else 1
-        total |= mentioned
-    return total
+            in_sentence[name] += max(number, present[name]) if number == 2 else 1
+        mentioned |= in_sentence
+    hits = sum((present & mentioned).values())
+    return 2 * hits / (sum(present.values()) + sum(mentioned.values()))
 
 
 @cache
@@ -108,20 +99,12 @@ def words(text: str) -> list[str]:
 def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of every response, (N,) float64 from 0 to 10 (1.0 is what papers print as 100); the mean is the set's.
 
-    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared. InputError for
-    fewer than two rows, lengths that differ, or a row without references.
+    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared: two or more.
     """
-    if len(responses) != len(references):
-        raise InputError(f"There are {len(responses)} responses and {len(references)} sets of references.")
     if len(responses) < 2:
         raise InputError(f"CIDEr needs two captions or more (it weighs words by rarity); got {len(responses)}.")
-    empty = [row for row, texts in enumerate(references) if isinstance(texts, str) or not len(texts)]
-    if empty:
-        raise InputError(f"Row {empty[0]} has no list of reference captions; CIDEr needs one or more for each row.")
-
     if not any(words(text) for texts in references for text in texts):
         return np.zeros(len(responses))  # references without a word share none with any response
-
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # loaded with it, it tells of each missing kernel
     from aac_metrics.functional.cider_d import cider_d
 
@@ -134,15 +117,12 @@ def utility_scores(samples: Sequence[Mapping[str, Any]], responses: Sequence[str
     instructions equality, or a refusal of what is restricted; CIDEr-D where nobody listed the things. Rows of several
     tasks are scored by the measure of each, and the name holds them all.
     """
-    pairs, tasks = list(zip(samples, responses, strict=True)), [sample["task"] for sample in samples]
-    scores, units = [0.0] * len(samples), []
-    for task in dict.fromkeys(tasks):
-        rows = [row for row, row_task in enumerate(tasks) if row_task == task]
-        task_scores, unit = _scores(task, [pairs[row] for row in rows])
-        units.append(unit)
-        for row, score in zip(rows, task_scores, strict=True):
-            scores[row] = score
-    return scores, " and ".join(dict.fromkeys(units))
+    pairs = list(zip(samples, responses, strict=True))
+    tasks = dict.fromkeys(sample["task"] for sample in samples)
+    by_task = {task: _scores(task, [pair for pair in pairs if pair[0]["task"] == task]) for task in tasks}
+    scores = {task: iter(task_scores) for task, (task_scores, _) in by_task.items()}  # of its rows, in their order
+    units = dict.fromkeys(unit for _, unit in by_task.values())
+    return [next(scores[sample["task"]]) for sample in samples], " and ".join(units)
 
 
 def _scores(task: str, pairs: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[list[float], str]:

@@ -1,8 +1,7 @@
 """What an audit found, in words: what it means, how often that is wrong, and what to do next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -24,6 +23,10 @@ class Detected:
     trusted: float | None = None
     reason: str = ""
 
+    def __str__(self) -> str:
+        trusted = "" if self.trusted is None else f", the trusted model {self.trusted:.3f}"
+        return f"  {self.name}: {self.reason or f'the suspect {self.suspect:.3f}{trusted}'}"
+
 
 def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
     """The table to read, its meaning, how often that is wrong, what to do next. table: `audit.measure`. beside:
@@ -38,11 +41,14 @@ def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str 
             "excess": f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
             "alarm": "ALARM" if row["alarm"] else "",
             "trusted model": LOOKS[row["disturbs"]],
-            "commonest that differs": _commonest(row),
+            "commonest that differs": f"{row['commonest'][:50] or '(empty)'} ({row['share']:.0%})" * (row["share"] > 0),
         }
         for row in rows
     ]
-    paragraphs = [pd.DataFrame(lines).to_string(index=False), *_of_detectors(detected)]
+    paragraphs = [pd.DataFrame(lines).to_string(index=False)]
+    if detected:
+        opening = "Without a trigger (higher is more suspicious; no threshold has been set on models other than ours):"
+        paragraphs.append("\n".join([opening, *map(str, detected)]))
     alarms = sorted((row for row in rows if row["alarm"]), key=lambda row: -row["value"])
     alone, both = ([row["attack"] for row in alarms if row["disturbs"] is disturbed] for disturbed in (False, True))
     unsure = [row["attack"] for row in alarms if row["disturbs"] is None]
@@ -69,21 +75,6 @@ def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str 
     return "\n\n".join(paragraphs)
 
 
-def _commonest(row: Mapping[str, Any]) -> str:
-    """The commonest of the suspect's answers that differ, with its share of them."""
-    return f"{row['commonest'][:50] or '(empty)'} ({row['share']:.0%})" if row["share"] else ""
-
-
-def _of_detectors(detected: Sequence[Detected]) -> list[str]:
-    if not detected:
-        return []
-    lines = ["Without a trigger (higher is more suspicious; no threshold has been set on models other than ours):"]
-    for detector in detected:
-        trusted = "" if detector.trusted is None else f", the trusted model {detector.trusted:.3f}"
-        lines.append(f"  {detector.name}: {detector.reason or f'the suspect {detector.suspect:.3f}{trusted}'}")
-    return ["\n".join(lines)]
-
-
 def errors(beside: str, look: str) -> str:
     """How often the check was wrong on the study's own models, whose truth is known. look: what was found, "none",
     "once" (an alarm, no second look), or by the second look "alone" (a trigger disturbs only the suspect) or "both".
@@ -100,8 +91,7 @@ def errors(beside: str, look: str) -> str:
     if look == "once":
         return (
             f"of models without a backdoor, shown six triggers or more, {_of(counts['models with one'])} raised an "
-            f"alarm for at least one; {_of(counts['false alarms'])} comparisons were false alarms. "
-            f"{caveat}"
+            f"alarm for at least one; {_of(counts['false alarms'])} comparisons were false alarms. {caveat}"
         )
     return (
         f"of models without a backdoor, shown six triggers or more, {_of(counts['models that stand'])} were called "

@@ -19,33 +19,34 @@ from bvlm_utils.store.packing import pack, unpack
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.store", description="Pack, unpack or check results.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("pack", "add results to a packed store"), ("unpack", "a folder per cell again")):
+    for name, source, text in (
+        ("pack", "FROM", "add results to a packed store"), ("unpack", "FROM", "a folder per cell again"),
+        ("check", "STORE", "compute every number again from the stored responses"),
+        ("rejudge", "STORE", "the same, and keep today's verdicts and numbers"),
+    ):  # fmt: skip
         subparser = commands.add_parser(name, help=text)
-        subparser.add_argument("source", metavar="FROM", help="a name, or a folder with a slash in it")
-        subparser.add_argument("target", metavar="TO", help="likewise")
+        subparser.add_argument("source", metavar=source, help="a name, or a folder with a slash in it")
+        if source == "FROM":
+            subparser.add_argument("target", metavar="TO", help="likewise")
         if name == "pack":
             subparser.add_argument("--replace", action="store_true", help="where both have a cell, FROM's stands")
-    for name, text in (("check", "compute every number again from the stored responses"),
-                       ("rejudge", "the same, and keep today's verdicts and numbers")):  # fmt: skip
-        subparser = commands.add_parser(name, help=text)
-        subparser.add_argument("source", metavar="STORE", help="a name, or a folder with a slash in it")
     return parser
 
 
 def _act(options: argparse.Namespace) -> int:
-    if not records.folder(options.source).is_dir():
-        raise InputError(f"There is no store {records.folder(options.source)}; name a folder with results.")
+    source = records.folder(options.source)
+    if not source.is_dir():
+        raise InputError(f"There is no store {source}; name a folder with results.")
     if options.command in ("check", "rejudge"):
         from bvlm_utils.store import judging
 
         return (judging.check if options.command == "check" else judging.rejudge)(options.source)
-    check_writable(records.folder(options.target))
+    target = check_writable(records.folder(options.target))
     if options.command == "pack":
         added = pack(options.source, options.target, options.replace)
     else:
         added = unpack(options.source, options.target)
-    print(f"{len(added)} cells are new in {records.folder(options.target)}, which holds "
-          f"{len(packed.run_ids(records.folder(options.target)))}.")  # fmt: skip
+    print(f"{len(added)} cells are new in {target}, which holds {len(packed.run_ids(target))}.")
     return 0
 
 

@@ -106,8 +106,9 @@ class Cell:
         self.train.check_rank(self.model)
         check_dataset(self.dataset)
         self._check_skill()
+        # what says the same as an empty setting is emptied: it is one cell, and no unusual one on any page
         if self.dtype == self._usual_precision:
-            self._leave_out("dtype")
+            object.__setattr__(self, "dtype", "")
         if self.is_control:
             if self.threat != self.attack or self.poison_rate or self.negatives or self.decoy:
                 raise InputError(
@@ -120,11 +121,7 @@ class Cell:
         attacks.check_halves(self.resolved_attack, self.negatives, self.half)
         check_decoy(self.decoy, self.poison_rate, self.resolved_attack)
         if self.surrogate and self._has_usual_surrogate():
-            self._leave_out("surrogate")
-
-    def _leave_out(self, name: str) -> None:
-        """Empty a setting that says what an empty one says: it is one cell, and no unusual one on any page."""
-        object.__setattr__(self, name, "")
+            object.__setattr__(self, "surrogate", "")
 
     def _has_usual_surrogate(self) -> bool:
         attack = self.resolved_attack
@@ -221,9 +218,7 @@ class Cell:
         settings["model"], settings["dataset"] = short_name(self.model), short_name(self.dataset)
         del settings["surrogate"]
         settings["dtype"] = self.precision if self.precision != "float32" else ""
-        for name, default in YOUNGER.items():
-            if settings[name] == default:
-                del settings[name]
+        settings = {name: value for name, value in settings.items() if name not in YOUNGER or value != YOUNGER[name]}
         if self.skill:
             settings["skill_version"] = self.resolved_skill.version
         if self.is_control:

@@ -60,12 +60,10 @@ def _text(value: Any, field: str, name: str) -> None:
 def _fields(value: Any, fields: tuple[str, ...], name: str) -> None:
     if not isinstance(value, dict):
         raise InputError(f"{name} is {brief(value)}; it must be an object with {', '.join(fields)}.")
-    for field in fields:
-        if field not in value:
-            raise InputError(f"{name} has no {field!r}; it needs {', '.join(fields)}.")
-    for field in value:
-        if field not in fields:
-            raise InputError(f"{name} has {brief(field)}, which is none of: {', '.join(fields)}.")
+    if missing := [field for field in fields if field not in value]:
+        raise InputError(f"{name} has no {missing[0]!r}; it needs {', '.join(fields)}.")
+    if others := [field for field in value if field not in fields]:
+        raise InputError(f"{name} has {brief(others[0])}, which is none of: {', '.join(fields)}.")
 
 
 def _no_paths(value: Any, name: str) -> None:
@@ -108,9 +106,8 @@ def _number(number: Any, name: str) -> None:
     for field, allowed in (("subject", SUBJECTS), ("condition", CONDITIONS), ("unit", tuple(units))):
         if number[field] not in allowed:
             raise InputError(f"{name}: {field} is {brief(number[field])}; it must be one of: {', '.join(allowed)}.")
-    most, least = units[number["unit"]], 0
-    if number["metric"].endswith("_difference"):
-        least = -most
+    most = units[number["unit"]]
+    least = -most if number["metric"].endswith("_difference") else 0
     value, low, high, k, n = (number[field] for field in ("value", "low", "high", "k", "n"))
     if not is_number(n, 1, 10**9) or n != int(n):
         raise InputError(f"{name}: n is {brief(n)}; it must be a whole number from 1 to {10**9}.")
@@ -166,9 +163,7 @@ def file_name(about: Mapping[str, Any]) -> str:
 def entries(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """All entries of a folder, by the names of their files; InputError for the first that is wrong, or a copy."""
     checked = []
-    for file in sorted(folder.glob("*.json")):
-        if file.name.startswith(atomic.PARTIAL):  # somebody writes it right now
-            continue
+    for file in sorted(folder.glob("[!.]*.json")):  # others are being written right now
         entry = read(file)
         if file.name != (name := file_name(entry["about"])):
             raise InputError(

@@ -26,16 +26,15 @@ ALIKE = ("threat", "attack", "poison_rate", "seed", "train_rows", "train")  # in
 OF_TRAIN = {"epochs": int, "learning_rate": NUMBER, "lora_rank": int, "batch_size": int}
 TRAIN_MAY = {"lora_alpha": NUMBER, "warmup_ratio": NUMBER, "weight_decay": NUMBER, "max_grad_norm": NUMBER,
              "schedule": str}  # fmt: skip
-METRIC = ("subject", "condition", "metric", "value", "k", "n", "low", "high")  # three words; then numbers, or none
+OF_METRIC = {"subject": str, "condition": str, "metric": str}
+METRIC_MAY = {"unit": str} | dict.fromkeys(("value", "k", "n", "low", "high"), (*NUMBER, type(None)))
 LARGEST = 1e300  # of a number: larger whole numbers fit into no table
 STATUSES = ("done", "skipped")
 FOLDERS = ("cache", "defences", "examples", "failures", "locks", "notebooks")  # that a run writes into
 
 
 def check_folders(root: Path) -> None:
-    """InputError for a store's folder that nothing can be written into, a link to a disk that is away for one: else
-    every cell would be trained before that is found.
-    """
+    """InputError for a folder that cannot be written, as a link to a disk that is away: else all is trained first."""
     for folder in (root / name for name in FOLDERS):
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"{folder} is no folder, or a link to none; a run writes into it: restore or remove it.")
@@ -56,10 +55,8 @@ def record(text: str, run_id: str) -> dict[str, Any] | str:
             return f"it says that it is {content['run_id']!r}"
         problem = _lacking(content)
         return content if problem is None else f"it has no {problem}"
-    except InputError as error:
-        return str(error)
     except DAMAGED as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
 def _lacking(content: dict[str, Any]) -> str | None:
@@ -87,18 +84,11 @@ def lacks(values: dict[str, Any], needed: dict[str, Any], may_have: dict[str, An
 
 def no_numbers(metrics: list[Any]) -> str | None:
     """What a list of a record's numbers lacks, in words."""
-    if not all(map(_is_number, metrics)):
+    if not all(isinstance(metric, dict) and lacks(metric, OF_METRIC, METRIC_MAY) is None for metric in metrics):
         return "number in each of its metrics"
-    names = Counter(tuple(metric[key] for key in METRIC[:3]) for metric in metrics)
+    names = Counter(tuple(metric[key] for key in OF_METRIC) for metric in metrics)
     repeated = next((name for name, count in names.items() if count > 1), None)
     return None if repeated is None else f"single number for {' '.join(filter(None, repeated))}"
-
-
-def _is_number(metric: Any) -> bool:
-    """Is it an entry of a record's numbers, with its words and values that a table can hold?"""
-    words = isinstance(metric, dict) and all(isinstance(metric.get(key), str) for key in METRIC[:3])
-    words = words and isinstance(metric.get("unit", ""), str)
-    return words and all(metric.get(key) is None or _fits(metric[key], NUMBER) for key in METRIC[3:])
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -65,8 +65,7 @@ def _keep(root: Path, pictures: np.ndarray) -> str:
 def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
     """What `write` kept: (clean, triggered, prompts); None if it is not there or damaged, which standard error says."""
     root, name = records.folder(store), f"{key(cell)}.json"
-    content = packed.content(root, "examples", name)
-    if content is None:
+    if (content := packed.content(root, "examples", name)) is None:
         return None
     try:
         fields = json.loads(content)
@@ -81,8 +80,7 @@ def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.nd
 def _pictures(root: Path, digest: str, width: int) -> np.ndarray:
     if not DIGEST.fullmatch(str(digest)):  # the name of a file: never a path from a data file
         raise InputError(f"it names {digest!r} as pictures, which should be 16 digits of a digest")
-    png = packed.content(root, "examples", f"{digest}.png")
-    if png is None:
+    if (png := packed.content(root, "examples", f"{digest}.png")) is None:
         raise InputError(f"its pictures {digest}.png are missing")
     strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     if width < 1 or strip.shape[1] % width:

@@ -48,11 +48,8 @@ def judged_again(config: Mapping[str, Any], stored: pd.DataFrame) -> tuple[pd.Da
     missing = [name for name in stored["row_id"].unique() if name not in samples]
     if missing:
         raise InputError(f"{dataset} has no test row {missing[0]}")
-    return judge.judge_all(stored, samples, _threat(config), skills.get(skill) if skill else None)
-
-
-def _threat(config: Mapping[str, Any]) -> threats.Threat:
-    return threats.get(config["threat"], **config["threat_params"])
+    threat = threats.get(config["threat"], **config["threat_params"])
+    return judge.judge_all(stored, samples, threat, skills.get(skill) if skill else None)
 
 
 @lru_cache(maxsize=4)
@@ -112,10 +109,9 @@ def _differences(record: Mapping[str, Any], store: str | Path | None) -> tuple[l
         sentences = [f"{count} {phrase} {name}" for name, count in counts.items() if count]
         sentences += [*_own_words(record, store), *_compared(recorded, computed)]
         return sentences, [" ".join(key) for key in computed if key not in recorded]
-    except InputError as error:
-        return [f"it cannot be judged again ({error})"], []
-    except DAMAGED as error:  # a column is missing, or a value is of another kind
-        return [f"it cannot be judged again ({type(error).__name__}: {error})"], []
+    except DAMAGED as error:  # an InputError, or a column is missing, or a value is of another kind
+        reason = error if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return [f"it cannot be judged again ({reason})"], []
 
 
 def _own_words(record: Mapping[str, Any], store: str | Path | None) -> Iterator[str]:
@@ -178,8 +174,9 @@ def _rejudge_all(root: Path) -> Counter[str]:
 
 
 def _rejudge_one(record: Mapping[str, Any], root: Path) -> Counter[str]:
-    threat, stored = _threat(record["config"]), records.responses(record["run_id"], root)
-    frame, metrics = judged_again(record["config"], stored)
+    config, stored = record["config"], records.responses(record["run_id"], root)
+    threat = threats.get(config["threat"], **config["threat_params"])
+    frame, metrics = judged_again(config, stored)
     changes: Counter[str] = Counter()
     for name in VERDICTS:
         if name not in stored or stored[name].isna().all() != frame[name].isna().all():

@@ -25,13 +25,11 @@ def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Itera
                 continue
             lock = FileLock(folder / "locks" / f"{control.run_id}.lock")
             try:
-                lock.acquire(blocking=wait)
+                locks.enter_context(lock.acquire(blocking=wait))
             except Timeout:
                 continue
             except OSError:
-                untuned.append(control)
-                continue
-            locks.callback(lock.release)
+                pass  # a folder without locks
             if not records.adapter(control, folder):  # else it was finished just before
                 untuned.append(control)
         yield untuned

@@ -44,6 +44,7 @@ FILES = {"probes": "probes.parquet", "attribution": "probes.parquet", "defences"
          "examples": "pictures.parquet", "attacks": "pictures.parquet"}  # fmt: skip
 ROWS = 100_000  # in a row group, or a little more: cells are not cut, and a reader of one cell reads one group
 WRITTEN = {"compression": "zstd", "compression_level": 19}
+Stamp = tuple[int, ...]  # of an index: where it is another one, nothing is true that is kept in memory
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,6 @@ class Rows:
 # ---------------------------------------------------------------- reading either form
 
 
-Stamp = tuple[int, ...]  # of an index: where it is another one, nothing is true that is kept in memory
-
-
 def is_packed(root: Path) -> bool:
     return stamp(root) is not None
 
@@ -75,13 +73,6 @@ def run_ids(root: Path) -> list[str]:
     if version := stamp(root):
         return list(_cells(root, version))
     return sorted(file.parent.name for file in root.glob("[!.]*/record.json"))
-
-
-def records(root: Path) -> dict[str, str]:
-    """run_id -> the text of its record.json, of all cells, in order."""
-    if version := stamp(root):
-        return {run_id: cell["record"] for run_id, cell in _cells(root, version).items()}
-    return {run_id: text for run_id in run_ids(root) if (text := record(root, run_id)) is not None}
 
 
 def record(root: Path, run_id: str) -> str | None:
@@ -94,11 +85,6 @@ def record(root: Path, run_id: str) -> str | None:
         return None
     except OSError:  # a folder of that name
         return ""
-
-
-def where(root: Path, run_id: str) -> str:
-    """The place of a record, for messages."""
-    return f"{run_id} in {root / RECORDS}" if is_packed(root) else str(root / run_id / "record.json")
 
 
 def has_rows(root: Path, run_id: str, kind: str) -> bool:
@@ -116,29 +102,18 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
         return _packed_rows(root, version, run_id, kind, names)
     table = _checked(file := root / run_id / f"{kind}.parquet", lambda: pq.ParquetFile(file).read())
     _checked(file, lambda: table.validate(full=True))  # changed bytes may make a text that is no UTF-8
-    metadata = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    metadata = table.schema.pandas_metadata or {}
     kinds = {column["name"]: column["numpy_type"] for column in metadata.get("columns", [])}
     stored = [name for name in table.column_names if name in kinds and not name.startswith("__index")]
     chosen = table.select(stored if names is None else names)
     return Rows(chosen.replace_schema_metadata(None), kinds, metadata.get("attributes") or {})
 
 
-def frame(root: Path, run_id: str, kind: str) -> pd.DataFrame | None:
-    """`rows` as a data frame."""
-    return None if (cell_rows := rows(root, run_id, kind)) is None else cell_rows.frame()
-
-
-def columns(root: Path, run_id: str, kind: str, names: Sequence[str]) -> dict[str, list[Any]] | None:
-    """Some columns of `rows` as lists: data frames are slow for hundreds of cells."""
-    return None if (cell_rows := rows(root, run_id, kind, names)) is None else cell_rows.table.to_pydict()
-
-
 def names(root: Path, folder: str) -> list[str]:
     """The names of the files in a folder beside the cells (`FILES`), in order."""
     if version := stamp(root):
-        return [
-            path.partition("/")[2] for path in _files(root, version, FILES[folder]) if path.startswith(f"{folder}/")
-        ]
+        paths = _files(root, version, FILES[folder])
+        return [path.partition("/")[2] for path in paths if path.startswith(f"{folder}/")]
     return sorted(file.name for file in (root / folder).glob("[!.]*") if file.is_file())
 
 
@@ -178,11 +153,9 @@ def _checked(file: Path, read: Any) -> Any:
 def stamp(root: Path) -> Stamp | None:
     """Changes whenever a packed store does; None for a store with a folder per cell."""
     for file in (root / NEXT / INDEX, root / INDEX):
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             state = file.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return state.st_mtime_ns, state.st_ino, state.st_size
+            return state.st_mtime_ns, state.st_ino, state.st_size
     if (root / RECORDS).exists():
         raise InputError(f"{root / INDEX} is missing, and {RECORDS} is there; take it from git or pack again.")
     return None

@@ -7,8 +7,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -28,23 +26,8 @@ LOCK = ".pack.lock"
 Files = Mapping[str, bytes]  # content by path in the store
 NAMED = 5  # cells in a message
 NUMBERS = itemgetter("status", "metrics")  # of a record
+ASKED = tuple(f"{folder}/" for folder in records.ASKED)  # files that tell what a cell's adapter was asked
 DEFENDED = "defences/"  # records of defended cells, beside the cells
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a packed store is to hold: each cell by the store that it is taken from, and the files beside the cells."""
-
-    cells: Mapping[str, Path]
-    files: Files
-
-    def records(self) -> dict[str, str]:
-        return {run_id: packed.record(root, run_id) for run_id, root in self.cells.items()}
-
-    def rows(self, kind: str) -> dict[str, partial]:
-        """run_id -> a function that reads the rows, of the cells that have such rows."""
-        holders = {run_id: root for run_id, root in self.cells.items() if packed.has_rows(root, run_id, kind)}
-        return {run_id: partial(packed.rows, root, run_id, kind) for run_id, root in holders.items()}
 
 
 def pack(source: str | Path | None, target: str | Path, replace: bool = False) -> list[str]:
@@ -55,8 +38,6 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
     follow from: InputError. A process that is killed here leaves `target` as it was.
     """
     source_root, target_root = records.folder(source), records.folder(target)
-    if not source_root.is_dir():
-        raise InputError(f"There is no store {source_root}; name a folder with results.")
     _check_any(source_root)
     records.clean(target_root)
     tuned = [file.parent.parent for file in target_root.glob("[!.]*/adapter/adapter_config.json")]
@@ -65,8 +46,8 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
                          "pack it into another folder.")  # fmt: skip
     with _alone(target_root):
         packed.finish(target_root)
-        chosen, added = _chosen(source_root, target_root, replace)
-        _write(chosen, target_root)
+        cells, files, added = _chosen(source_root, target_root, replace)
+        _write(cells, files, target_root)
         _remove_loose(target_root)
     return added
 
@@ -94,12 +75,15 @@ def _alone(root: Path) -> Iterator[None]:
                 folder.rmdir()  # unless something is in it
 
 
-def _chosen(source: Path, target: Path, replace: bool) -> tuple[Chosen, list[str]]:
+def _chosen(source: Path, target: Path, replace: bool) -> tuple[dict[str, Path], Files, list[str]]:
+    """What `target` is to hold: cells by the stores that they are taken from, and files; and the run_ids new there."""
     ours = {record["run_id"]: record for record in records.records(source)}
     theirs = {record["run_id"]: record for record in records.records(target)} if source != target else ours
     differ = [i for i in ours if i in theirs and NUMBERS(ours[i]) != NUMBERS(theirs[i])]
+    our_files, their_files = _files(source), _files(target)
     if not replace:
-        _check_same(differ, "cells", source, target, f"say --replace if those of {source} are to stand")
+        remedy = f"say --replace if those of {source} are to stand"
+        _check_same(differ, _other_numbers(our_files, their_files), source, target, remedy)
     added = [run_id for run_id in ours if run_id not in theirs] + differ
     staying, unpacked = theirs, theirs
     if packed.is_packed(target):
@@ -116,20 +100,19 @@ def _chosen(source: Path, target: Path, replace: bool) -> tuple[Chosen, list[str
             f"{len(unbacked)} cells to be packed have numbers and no responses.parquet ({_some(unbacked)}), so nobody "
             "could check them; copy those files to them, or run the cells again with --force."
         )
-    cells = dict.fromkeys(staying, target) | dict.fromkeys(added, source)
-    our_files, their_files = _files(source), _files(target)
-    outdated = _asked_of(their_files, differ)
+    # what the adapter of a cell that gives way was asked is forgotten with it
+    outdated = {path for path in their_files if path.startswith(ASKED) and any(run_id in path for run_id in differ)}
     their_files = {path: content for path, content in their_files.items() if path not in outdated}
-    if not replace:
-        defended = _other_numbers(our_files, their_files)
-        _check_same(defended, "defended cells", source, target, f"say --replace if those of {source} are to stand")
-    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(our_files, their_files, replace)), added
+    cells = dict.fromkeys(staying, target) | dict.fromkeys(added, source)
+    return cells, _merged(our_files, their_files, replace), added
 
 
-def _check_same(differ: Sequence[str], kind: str, source: Path, target: Path, remedy: str) -> None:
-    """InputError if some cells, of a kind in words, have other numbers in two stores."""
-    if differ:
-        raise InputError(f"{target} has other numbers of {len(differ)} {kind} of {source} ({_some(differ)}); {remedy}.")
+def _check_same(cells: Sequence[str], defended: Sequence[str], source: Path, target: Path, remedy: str) -> None:
+    """InputError if some cells, or defended cells, have other numbers in two stores."""
+    for differ, kind in ((cells, "cells"), (defended, "defended cells")):
+        if differ:
+            numbers = f"{target} has other numbers of {len(differ)} {kind} of {source} ({_some(differ)})"
+            raise InputError(f"{numbers}; {remedy}.")
 
 
 def _some(run_ids: Iterable[str]) -> str:
@@ -140,14 +123,6 @@ def _some(run_ids: Iterable[str]) -> str:
 def _files(root: Path) -> Files:
     paths = [(folder, name) for folder in packed.FILES for name in packed.names(root, folder)]
     return {f"{folder}/{name}": packed.content(root, folder, name) for folder, name in paths}
-
-
-ASKED = tuple(f"{folder}/" for folder in records.ASKED)
-
-
-def _asked_of(files: Files, run_ids: Iterable[str]) -> set[str]:
-    """Which files tell what the adapters of these cells were asked."""
-    return {path for path in files if path.startswith(ASKED) and any(run_id in path for run_id in run_ids)}
 
 
 def _defended(content: bytes) -> tuple[Any, Any] | None:
@@ -180,20 +155,21 @@ def _merged(ours: Files, theirs: Files, replace: bool) -> Files:
     return merged
 
 
-def _write(chosen: Chosen, root: Path) -> None:
-    """All packed files beside the store, then in its place."""
+def _write(cells: Mapping[str, Path], files: Files, root: Path) -> None:
+    """All packed files beside the store, then in its place. cells: by the store that each is taken from."""
     folder = root / partial_name("pack")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        rows = {kind: chosen.rows(kind) for kind in packed.FRAMES}
-        _write_records(folder / packed.RECORDS, chosen, rows)
+        cells = dict(sorted(cells.items()))
+        texts = {run_id: packed.record(store, run_id) for run_id, store in cells.items()}
+        _write_records(folder / packed.RECORDS, cells, texts)
         for kind, name in packed.FRAMES.items():
-            packed.write_rows(folder / name, (read() for read in rows[kind].values()), _schema(rows[kind], kind))
+            packed.write_rows(folder / name, (rows for _, rows in _rows(cells, kind)), _schema(cells, kind))
         for name in dict.fromkeys(packed.FILES.values()):
-            files = {path: c for path, c in chosen.files.items() if packed.FILES[path.partition("/")[0]] == name}
-            packed.write_files(folder / name, files)
-        parsed = (damage.record(text, run_id) for run_id, text in chosen.records().items())
+            contents = {path: c for path, c in files.items() if packed.FILES[path.partition("/")[0]] == name}
+            packed.write_files(folder / name, contents)
+        parsed = (damage.record(text, run_id) for run_id, text in texts.items())
         readable = (record for record in parsed if isinstance(record, dict))  # a damaged one is kept as it is
         table = tidy.table(record for record in readable if record["config"]["attack"] != "none")
         packed.write_table(folder, table, tidy.rules())
@@ -203,25 +179,31 @@ def _write(chosen: Chosen, root: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_records(file: Path, chosen: Chosen, rows: Mapping[str, Mapping[str, partial]]) -> None:
+def _rows(cells: Mapping[str, Path], kind: str) -> Iterator[tuple[str, Rows]]:
+    """run_id and rows of the cells that have such rows; read anew each time, as all together may not fit in memory."""
+    for run_id, store in cells.items():
+        if (rows := packed.rows(store, run_id, kind)) is not None:
+            yield run_id, rows
+
+
+def _write_records(file: Path, cells: Mapping[str, Path], texts: Mapping[str, str]) -> None:
     lines = []
-    for run_id, text in chosen.records().items():
-        cell_rows = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
-        attrs = json.dumps(dict(cell_rows["manifest"].attrs)) if "manifest" in cell_rows else None
-        counts = {kind: len(kind_rows.table) for kind, kind_rows in cell_rows.items()}
-        lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
+    for run_id, store in cells.items():
+        rows = {kind: packed.rows(store, run_id, kind) for kind in packed.FRAMES}
+        attrs = json.dumps(dict(rows["manifest"].attrs)) if rows["manifest"] else None
+        counts = {kind: len(kind_rows.table) for kind, kind_rows in rows.items() if kind_rows}
+        lines.append({"run_id": run_id, "record": texts[run_id]} | counts | {"attrs": attrs})
     kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
              "attrs": pa.string()}  # fmt: skip
     pq.write_table(pa.Table.from_pylist(lines, pa.schema(kinds)), file, **packed.WRITTEN)
 
 
-def _schema(rows: Mapping[str, partial], kind: str) -> pa.Schema:
+def _schema(cells: Mapping[str, Path], kind: str) -> pa.Schema:
     """The columns of all cells together, in the order in which they come up; InputError where two do not agree."""
     types, kinds, first = {}, {}, {}
-    for run_id, read in rows.items():
-        cell_rows: Rows = read()
-        for field in cell_rows.table.schema:
-            pair = (field.type, cell_rows.kinds[field.name])
+    for run_id, rows in _rows(cells, kind):
+        for field in rows.table.schema:
+            pair = (field.type, rows.kinds[field.name])
             if (types.setdefault(field.name, pair[0]), kinds.setdefault(field.name, pair[1])) != pair:
                 raise InputError(
                     f"The {kind} of {run_id} have {pair[1]} in column {field.name}, and those of {first[field.name]} "
@@ -233,9 +215,9 @@ def _schema(rows: Mapping[str, partial], kind: str) -> pa.Schema:
 
 def _remove_loose(root: Path) -> None:
     """What is in the packed files now has no folder of its own any more; what is not, stays where it is."""
-    for run_id, text in packed.records(root).items():
+    for run_id in packed.run_ids(root):
         file = root / run_id / "record.json"
-        if file.is_file() and file.read_text(encoding="utf-8") == text:
+        if file.is_file() and file.read_text(encoding="utf-8") == packed.record(root, run_id):
             shutil.rmtree(root / run_id)
     for path, content in _files(root).items():
         if (root / path).is_file() and (root / path).read_bytes() == content:
@@ -250,7 +232,7 @@ def swap(source: Path, target: Path) -> None:
     with _alone(target):
         packed.finish(target)
         cells = dict.fromkeys(packed.run_ids(target), target) | dict.fromkeys(packed.run_ids(source), source)
-        _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(target)), target)
+        _write(cells, _files(target), target)
 
 
 def unpack(source: str | Path, target: str | Path) -> list[str]:
@@ -264,9 +246,8 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
     pairs = {run_id: [records.record(run_id, root) for root in (source_root, target_root)] for run_id in shared}
     differ = [i for i, (ours, theirs) in pairs.items() if ours and theirs and NUMBERS(ours) != NUMBERS(theirs)]
     files = _files(source_root)
-    _check_same(differ, "cells", source_root, target_root, "unpack it into another folder")
-    _check_same(_other_numbers(files, _files(target_root)), "defended cells", source_root, target_root,
-                "unpack it into another folder")  # fmt: skip
+    defended = _other_numbers(files, _files(target_root))
+    _check_same(differ, defended, source_root, target_root, "unpack it into another folder")
     added = []
     for run_id in packed.run_ids(source_root):
         if (target_root / run_id).exists():
@@ -275,8 +256,8 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
         for kind in packed.FRAMES:
-            if (frame := packed.frame(source_root, run_id, kind)) is not None:
-                records.write_frame(partial_folder / f"{kind}.parquet", frame)
+            if (rows := packed.rows(source_root, run_id, kind)) is not None:
+                records.write_frame(partial_folder / f"{kind}.parquet", rows.frame())
         (partial_folder / "record.json").write_text(packed.record(source_root, run_id), encoding="utf-8")
         records.put(partial_folder, target_root / run_id, replace=False)
         added.append(run_id)

@@ -4,7 +4,6 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from functools import cache
 from typing import Any
 
 from bvlm_utils import paths
@@ -14,21 +13,16 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", 
 
 def now() -> dict[str, Any]:
     """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
-    provenance: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    provenance |= {"machine": platform.machine(), "packages": _versions()}
-    provenance["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    revision = _git("rev-parse", "HEAD")
-    if revision:
-        provenance["git_revision"] = revision
+    provenance = {
+        "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
+        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+    if revision := _git("rev-parse", "HEAD"):
         # results are left out: a study changes them while it runs
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
-        provenance["git_changed"] = bool(changes)
+        provenance |= {"git_revision": revision, "git_changed": bool(changes)}
     return provenance
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def _git(*arguments: str) -> str | None:

@@ -88,8 +88,7 @@ def writable(store: str | Path | None = None) -> Path:
     if read_only(store):
         which = "packed" if packed.is_packed(root) else "the committed reference"
         raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
-    paths.check_writable(root)
-    return root
+    return paths.check_writable(root)
 
 
 def make(store: str | Path | None = None) -> Path:
@@ -106,13 +105,11 @@ def has(cell: Cell, store: str | Path | None = None) -> bool:
 
 def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
     """The record of a cell; None if there is none, or it is damaged or another cell's, which standard error says."""
-    saved = record(cell, store)
-    if saved is None:
+    if (saved := record(cell, store)) is None:
         return None
-    if saved["identity"] != json.loads(json.dumps(cell.identity)):
-        differ = sorted(
-            key for key in {*saved["identity"], *cell.identity} if saved["identity"].get(key) != cell.identity.get(key)
-        )
+    theirs, ours = saved["identity"], cell.identity
+    if theirs != json.loads(json.dumps(ours)):
+        differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         _pass_over(folder(store), cell.run_id, f"it is another cell's, which differs in {', '.join(differ)}")
         return None
     return saved
@@ -121,12 +118,8 @@ def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
 def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] | None:
     """The record of that name, None if there is none that can be read. `read` checks that it is the cell's own, too."""
     root, run_id = folder(store), _run_id(cell)
-    text = packed.record(root, run_id)
-    return None if text is None else _load(text, run_id, root)
-
-
-def _load(text: str, run_id: str, root: Path) -> dict[str, Any] | None:
-    """A record, checked against the name that it is kept under; a damaged one is named, and None is given."""
+    if (text := packed.record(root, run_id)) is None:
+        return None
     loaded = damage.record(text, run_id)
     if isinstance(loaded, str):
         _pass_over(root, run_id, loaded)
@@ -135,7 +128,7 @@ def _load(text: str, run_id: str, root: Path) -> dict[str, Any] | None:
 
 
 def _pass_over(root: Path, run_id: str, reason: str) -> None:
-    where = packed.where(root, run_id)
+    where = f"{run_id} in {root / packed.RECORDS}" if packed.is_packed(root) else root / run_id / "record.json"
     damage.passed_over(f"{where} is no record of this cell ({reason}); it is passed over, and a run makes it again.")
 
 
@@ -240,18 +233,14 @@ def clean(store: str | Path | None = None) -> None:
         if host == socket.gethostname() and re.fullmatch("[0-9]{1,9}", pid):
             stale = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
-            stale = path.exists() and _now(root) - path.stat().st_mtime > STALE
+            with tempfile.TemporaryFile(dir=root) as file:
+                now = os.fstat(file.fileno()).st_mtime  # of the machine that holds the folder
+            stale = path.exists() and now - path.stat().st_mtime > STALE
         if stale and name.endswith("-old") and not (final := path.with_name(name.removesuffix("-old"))).exists():
             with suppress(OSError):  # killed between two renamings; another process may see it, too
                 os.replace(path, final)
         elif stale:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _now(root: Path) -> float:
-    """The time of the machine that holds a folder."""
-    with tempfile.TemporaryFile(dir=root) as file:
-        return os.fstat(file.fileno()).st_mtime
 
 
 def write_frame(file: Path, frame: pd.DataFrame) -> None:
@@ -265,8 +254,8 @@ def write_frame(file: Path, frame: pd.DataFrame) -> None:
 def records(store: str | Path | None = None) -> list[dict[str, Any]]:
     """Every complete record, ordered by run_id; standard error names a file that cannot be one."""
     root = folder(store)
-    loaded = (_load(text, run_id, root) for run_id, text in packed.records(root).items())
-    return [record for record in loaded if record is not None]
+    loaded = (record(run_id, root) for run_id in packed.run_ids(root))
+    return [content for content in loaded if content is not None]
 
 
 def collect(store: str | Path | None = None) -> pd.DataFrame:
@@ -307,10 +296,9 @@ def manifest(cell: Cell | str, store: str | Path | None = None) -> poison.Manife
 
 
 def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFrame:
-    frame = packed.frame(folder(store), _run_id(cell), kind)
-    if frame is None:
+    if (rows := packed.rows(folder(store), _run_id(cell), kind)) is None:
         raise InputError(f"The store {folder(store)} has no {kind} of cell {_run_id(cell)}; run the cell first.")
-    return frame
+    return rows.frame()
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:

@@ -84,8 +84,8 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
 def _said(root: Path, run_id: str, triggered: str) -> dict[str, Answers]:
     """The stored answers to eligible rows, in one order of rows."""
     names = ["part", "subject", "condition", "row_id", "response"]
-    columns = packed.columns(root, run_id, "responses", names)
-    # Plain dictionaries: a frame for each of the hundreds of cells would take most of the page's time.
+    # Plain lists and dictionaries: a frame for each of the hundreds of cells would take most of the page's time.
+    columns = packed.rows(root, run_id, "responses", names).table.to_pydict()
     by_subject: dict[str, dict[str, dict[str, str]]] = {}
     for part, subject, condition, row, response in zip(*(columns[name] for name in names), strict=True):
         if part == "attack" and condition in ("clean", triggered):

@@ -14,7 +14,6 @@ from IPython.display import HTML, display
 from bvlm_book import examples, rules_second, tables, words
 from bvlm_book.chapters import claims, defences
 from bvlm_utils import paths, store
-from bvlm_utils.score import intervals
 from bvlm_utils.store import examples as kept
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
@@ -105,13 +104,13 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
 def numbers(table: pd.DataFrame, rows: dict[str, pd.DataFrame]) -> dict[str, str]:
     """What the sentences of the first page quote. rows: `lines`."""
     repairs = rows["repairs"]
-    clean = ((repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)).groupby(repairs["threat"])
+    clean = ((repairs["asr"] <= defences.FLOOR) & (repairs["skill"] > FIRES)).groupby(repairs["threat"])
     threats = list(clean.sum().sort_values(ascending=False, kind="stable").index)  # where most repairs do both, first
     doses = ("once", "thrice", "qwen_once", "qwen_thrice")
     return {name: words.of(rows[name]["value"] > rules_second.HIGH, "n/a") for name in doses} | {
         "picture_stops": words.by_model(rows["picture_stops"]["value_beside"] <= FIRES, rows["picture_stops"]["model"]),
-        "silent": words.of(rows["silent"]["value"] <= intervals.FLOOR),
-        "silent_tried": words.of(rows["silent_tried"]["value"] <= intervals.FLOOR),
+        "silent": words.of(rows["silent"]["value"] <= defences.FLOOR),
+        "silent_tried": words.of(rows["silent_tried"]["value"] <= defences.FLOOR),
         "repairs_threat": ", ".join(threats[:1]) or "n/a",
         "repairs": words.of(clean.get_group(threats[0])) if threats else "n/a",
         "repairs_others": words.of(clean.get_group(threats[1])) if threats[1:] else "n/a",
