@@ -171,12 +171,14 @@ def test_where_data_end_the_same_rows_are_used_and_it_is_said(shelf, tmp_path, m
 def test_another_learning_rate_is_another_curve(shelf, tmp_path):
     place, _, made = shelf
     shutil.copytree(place, tmp_path / "s")
-    lasting.measure(made[:1], tmp_path / "s", rows=ROWS, steps=[2], merged=[], learning_rate=0.0005)
+    lasting.measure(made[:1], tmp_path / "s", rows=ROWS, steps=[STEPS[-1]], merged=[], learning_rate=0.0005)
     panel, _ = panel_of(tmp_path / "s")
     assert lasting_page.rates(panel) == [0.002, 0.0005]
     (usual, _), (gentle, said) = lasting_page.tunings(panel)
-    assert set(usual["steps"]) == {0, *STEPS} and set(gentle["steps"]) == {0, 2} and "0.0005" in said
-    assert set(gentle.loc[gentle["steps"] == 2, "attack"]) == {"BadNets-T"}
+    assert set(usual["steps"]) == {0, *STEPS} and set(gentle["steps"]) == {0, STEPS[-1]} and "0.0005" in said
+    assert set(gentle.loc[gentle["steps"] == STEPS[-1], "attack"]) == {"BadNets-T"}
+    before = lasting_page.tunings(panel_of(place)[0])[0][0]
+    pd.testing.assert_frame_equal(usual.reset_index(drop=True), before.reset_index(drop=True), check_like=True)
     assert lasting_page.numbers(tmp_path / "s") == lasting_page.numbers(place), "they are of the usual rate alone"
 
 

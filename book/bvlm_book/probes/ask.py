@@ -6,6 +6,7 @@ Each answered question is written at once, and a number says in `asked` what was
 what was done to the model): that is never asked again. `records.collect` gives one tidy table. Only `ask` needs torch.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -145,8 +146,10 @@ def keep(bench: Bench, root: Path, sheet: Sheet, probe: Probe, texts: Sequence[s
         numbers = [{name: line[name] for name in NUMBER} for line in measured]
     else:
         numbers = _successes(sheet, question, samples, texts, judged)
-    point = {"trigger": probe.trigger, "variant": probe.variant, "part": question.part}
-    fields = {"asked": probe.key(bench), "doing": list(probe.doing)} | point
+    # `doing` as JSON gives it back: without it, a further step at another learning rate would replace the first
+    doing = json.loads(json.dumps(probe.doing))
+    point = {"trigger": probe.trigger, "variant": probe.variant, "doing": doing, "part": question.part}
+    fields = {"asked": probe.key(bench)} | point
     line = table.rows(records.record(sheet.run_id, root))[0] | {"threat": sheet.cell.threat}  # a control has none
     device, dtype = bench.victim.device.type, str(bench.victim.model.dtype).removeprefix("torch.")
     record = {
