@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_book import page, tables, words
-from bvlm_utils import attacks, store
+from bvlm_utils import attacks, english, store
 from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
@@ -58,7 +58,7 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     ours, control = (rates[rates["subject"] == subject] for subject in ("poisoned", "control"))
     full, clean = tables.headline_rows(ours), tables.false_activation(ours)
     counts = [f"{words.of(group['value'] > FIRES)} on {model}" for model, group in full.groupby("model")]
-    counts = " and ".join(counts).replace(" on ", " attacks work on ", 1)
+    counts = english.join(counts).replace(" on ", " attacks work on ", 1)
     title = f"{counts}, at a poison rate of {words.span(full['poison_rate'].map(words.percent))}."
     tests = " or ".join(words.TESTS[name] for name in dict.fromkeys(rates["metric"]))
     sentences = [f"Attack success rate ({tests}); an attack works above {words.percent(FIRES)}."]
@@ -88,10 +88,10 @@ def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
 def _fallen(table: pd.DataFrame) -> str:
     """ "9 of 14 runs on tiny-llava": in how many runs utility is lower than that of the control."""
     runs = table[(table["metric"] == "utility_difference") & table["value"].notna()]
-    return " and ".join(
+    return english.join([
         f"{words.of(group['value'] < 0)} run{'s' * (len(group) != 1)} on {model}"
         for model, group in runs.groupby("model", sort=False)
-    )
+    ])  # fmt: skip
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
