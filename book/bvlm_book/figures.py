@@ -227,12 +227,17 @@ def maps(cells: pd.DataFrame) -> Figure:
     rows, columns = in_order(cells["threat"], threats.names()), in_order(cells["attack"], attacks.names())
     kinds = cells.drop_duplicates("attack").set_index("attack")["modality"].reindex(columns)
     bounds = np.flatnonzero(kinds[1:].to_numpy() != kinds[:-1].to_numpy()) + 1  # between text, image and bimodal
-    figure, axes = new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
+    run = {*cells[["poison_rate", "epochs", "model"]].itertuples(index=False, name=None)}
     panels = list(product(doses, models))
     if narrow:  # one model after the other
-        panels.sort(key=lambda panel: models.index(panel[1]))
+        panels = [(dose, model) for model in models for dose in doses if (*dose, model) in run]
+    shape = (1, len(panels)) if narrow else (len(models), len(doses))
+    figure, axes = new_figure(shape[0], 4.6, 2.1 if narrow else 1.7, rows=shape[1], sharey=not narrow)
     for axis, (dose, model) in zip(axes, panels, strict=True):
         lines = cells[(cells["poison_rate"] == dose[0]) & (cells["epochs"] == dose[1]) & (cells["model"] == model)]
+        if lines.empty:
+            axis.axis("off")
+            continue
         success_panel(axis, lines, ("threat", rows), ("attack", columns), missing="")
         for bound in bounds:
             axis.axvline(bound, color="#777777", linewidth=1.5)
