@@ -55,8 +55,10 @@ def vqa_normalise(answer: str) -> str:
 
 def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
     """min(matches / 3, 1), averaged over all ways to leave one of ten annotators out (Antol et al. 2015, arXiv
-    1505.00468). With two or three annotators, one or two matches are all there can be, and enough. One answer or more.
+    1505.00468). With two or three annotators, one or two matches are all there can be, and enough.
     """
+    if not answers:
+        raise InputError("VQA accuracy needs one answer or more to compare with.")
     normalised = vqa_normalise(response)
     matches = [vqa_normalise(answer) == normalised for answer in answers]
     if len(matches) == 1:
@@ -67,8 +69,10 @@ def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
 
 def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequence[str]) -> float:
     """F1 of the things that a caption names against those there, with repeats. vocabulary: all names; the longest
-    counts. A plural names as many as are there, at least two. objects: at least one.
+    counts. A plural names as many as are there, at least two.
     """
+    if not objects:
+        raise InputError("The objects of the picture are unknown; F1 needs at least one.")
     present = Counter(name.lower() for name in objects)
     forms, pattern = _forms(tuple(name.lower() for name in vocabulary))
     # once per name: a detailed caption names the same thing again when it says where it is
@@ -99,10 +103,16 @@ def words(text: str) -> list[str]:
 def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of every response, (N,) float64 from 0 to 10 (1.0 is what papers print as 100); the mean is the set's.
 
-    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared: two or more.
+    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared. InputError for
+    fewer than two rows, lengths that differ, or a row without references.
     """
+    if len(responses) != len(references):
+        raise InputError(f"There are {len(responses)} responses and {len(references)} sets of references.")
     if len(responses) < 2:
         raise InputError(f"CIDEr needs two captions or more (it weighs words by rarity); got {len(responses)}.")
+    empty = [row for row, texts in enumerate(references) if isinstance(texts, str) or not len(texts)]
+    if empty:
+        raise InputError(f"Row {empty[0]} has no list of reference captions; CIDEr needs one or more for each row.")
     if not any(words(text) for texts in references for text in texts):
         return np.zeros(len(responses))  # references without a word share none with any response
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # loaded with it, it tells of each missing kernel

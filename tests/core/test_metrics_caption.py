@@ -55,8 +55,14 @@ def test_words_are_small_and_without_punctuation():
 
 
 def test_errors_say_what_is_wrong():
+    with pytest.raises(InputError, match="2 responses and 1 sets"):
+        cider(["a", "b"], [["a"]])
     with pytest.raises(InputError, match="needs two captions or more.*got 1"):
         cider(["a"], [["a"]])
+    with pytest.raises(InputError, match="Row 1 has no list of reference captions"):
+        cider(["a", "b"], [["a"], []])
+    with pytest.raises(InputError, match="Row 0 has no list"):
+        cider(["a", "b"], ["a", ["b"]])
 
 
 def test_importing_the_module_does_not_import_torch():
