@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import SMALL
 
 from bvlm_utils import defences, paths, store
 from bvlm_utils.attacks.declare import Param
@@ -20,7 +21,6 @@ from bvlm_utils.store import packing, provenance
 from bvlm_utils.store.cell import Cell
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
 
 def small(**others):

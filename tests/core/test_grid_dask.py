@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 from safetensors.numpy import save_file
+from small import SMALL
 
 from bvlm_utils import paths, store, study
 from bvlm_utils.grid import __main__ as grid
@@ -22,8 +23,6 @@ from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid.file import Job
 from bvlm_utils.run import tune_and_ask
 from bvlm_utils.store import locks, records
-
-SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
 # Stands for a threat's notebook: a real kernel that looks whether its cells have records.
 NOTEBOOK = f"""
