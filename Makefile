@@ -7,9 +7,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-LAB := $(VENV)/.lab
-# Python compiles what it imports: compiling all that is installed takes as long as unpacking it.
-INSTALL := python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 PAGE := book/_build/html/index.html
 # A process per core, each test file whole in one of them, in the order that tests/conftest.py gives them.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile \
@@ -53,16 +50,13 @@ publish: book
 	@echo "The pages are in the branch gh-pages$(if $(DRY), of this checkout: git log -1 --stat gh-pages)."
 
 ## Open the notebooks in JupyterLab.
-lab: $(LAB)
+lab: $(INSTALLED)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/$(INSTALL) '.[book,test]'
-	touch $@
-
-$(LAB): $(INSTALLED)
-	$(BIN)/$(INSTALL) '.[lab]'
+	@# Python compiles what it imports: compiling all that is installed takes as long as unpacking it
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[book,lab,test]'
 	touch $@
