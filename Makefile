@@ -14,6 +14,9 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxproce
 # Warnings are errors, and every page is built again: a page must not outlive the results that it shows.
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going --all --path-output book
 
+# Compiled modules are kept, whatever the environment says: each process would compile torch and transformers for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: study test test-core lint book lab publish
 
 ## Run the quick study (about ten minutes on two cores) and show it beside the reference.
