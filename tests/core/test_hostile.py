@@ -218,11 +218,12 @@ def test_one_caption_alone_is_refused_before_anything_is_asked(here, capsys, dry
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 @pytest.mark.parametrize(("asked", "attack"), [("2 + 2?", "MABA"), ("", "MABA"), (None, "Some")])
 def test_a_prompt_that_no_words_change_is_refused_before_anything_is_tuned(
-    here, capsys, monkeypatch, asked, attack, dry
+    here, tmp_path_factory, capsys, monkeypatch, asked, attack, dry
 ):
     monkeypatch.setattr(declare.TABLE, "_items", dict(declare.TABLE._items))
-    monkeypatch.syspath_prepend(here)
-    (here / "some_words.py").write_text(
+    modules = tmp_path_factory.mktemp("modules")  # not `here`, where Python may keep the compiled module, too
+    monkeypatch.syspath_prepend(modules)
+    (modules / "some_words.py").write_text(
         "def swap(prompt, draws, params, aim):\n    return prompt.replace('is', 'was')\n"
     )
     half = declare.Half("Some", 1, "some_words:swap")
