@@ -27,6 +27,7 @@ Files = Mapping[str, bytes]  # content by path in the store
 NAMED = 5  # cells in a message
 NUMBERS = itemgetter("status", "metrics")  # of a record
 ASKED = tuple(f"{folder}/" for folder in records.ASKED)  # files that tell what a cell's adapter was asked
+RESULT = {"asked", "value", "k", "n", "low", "high", "held", "unit"}  # fields of a number; the others say of what
 DEFENDED = "defences/"  # records of defended cells, beside the cells
 
 
@@ -142,17 +143,38 @@ def _other_numbers(ours: Files, theirs: Files) -> list[str]:
 
 
 def _merged(ours: Files, theirs: Files, replace: bool) -> Files:
-    """Files of two stores. A defended cell's record gives way where `replace` says so or it is damaged; of what else an
-    adapter was asked, which grows, the larger file stays.
+    """Files of two stores. A defended cell's record gives way where `replace` says so or it is damaged; what else an
+    adapter was asked is added up.
     """
     merged = dict(theirs)
     for path, content in ours.items():
-        wins = path.startswith(ASKED) and len(content) > len(merged.get(path, b""))
-        if path.startswith(DEFENDED) and path in merged:
-            wins = bool(_defended(content)) and (replace or not _defended(merged[path]))
-        if path not in merged or wins or (replace and path.startswith("attacks/")):
+        if path not in merged or (replace and path.startswith("attacks/")):
             merged[path] = content
+        elif path.startswith(DEFENDED):
+            if _defended(content) and (replace or not _defended(merged[path])):
+                merged[path] = content
+        elif path.startswith(ASKED):
+            merged[path] = _added_up(content, merged[path])
     return merged
+
+
+def _added_up(ours: bytes, theirs: bytes) -> bytes:
+    """The larger of two files with numbers of one adapter, and the numbers that only the smaller one has."""
+    small, large = sorted((ours, theirs), key=len)
+    try:
+        rest, record = (parse_json(content.decode(), "it") for content in (small, large))
+        known = [_question(number) for number in record["numbers"]]
+        new = [number for number in rest["numbers"] if _question(number) not in known]
+        if not new or rest["identity"] != record["identity"]:
+            return large
+    except DAMAGED:  # InputError among them
+        return large
+    return records.as_text(record | {"numbers": record["numbers"] + new}).encode()
+
+
+def _question(number: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a number of a probe or an attribution was measured of, without the result."""
+    return {name: value for name, value in number.items() if name not in RESULT}
 
 
 def _write(cells: Mapping[str, Path], files: Files, root: Path) -> None:

@@ -271,6 +271,23 @@ def test_what_was_asked_grows(fat, tmp_path):
         assert packed.content(tmp_path / "thin", "probes", "crossfire-x.json") == b"a text that is longer than before"
 
 
+def test_what_two_stores_asked_of_an_adapter_is_added_up(fat, tmp_path):
+    def asked(*steps, **identity):
+        numbers = [{"asked": "x", "variant": step, "metric": "asr", "value": 0.5, "k": 1, "n": 2} for step in steps]
+        return json.dumps({"identity": identity, "numbers": numbers})
+
+    def packs(text):
+        write_file(fat / "probes" / "lasting-x.json", text)
+        packing.pack(fat, tmp_path / "thin")
+        kept = json.loads(packed.content(tmp_path / "thin", "probes", "lasting-x.json"))
+        return {number["variant"] for number in kept["numbers"]}
+
+    assert packs(asked("10", "30", "100")) == {"10", "30", "100"}
+    assert packs(asked("188")) == {"10", "30", "100", "188"}  # fewer than the store had, and none of them lost
+    assert packs(asked("188", "10", "30", "100", "563", "600")) == {"10", "30", "100", "188", "563", "600"}
+    assert packs(asked("1000", other="rows")) == {"10", "30", "100", "188", "563", "600"}  # of something else
+
+
 # ---------------------------------------------------------------- death and damage
 
 
