@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, rules_second, tables, words
+from bvlm_book import figures, tables, words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL, LASTING, POISONED
 from bvlm_utils import attacks
@@ -64,16 +64,21 @@ def success(panel: pd.DataFrame) -> pd.DataFrame:
 
 
 def after_steps(panel: pd.DataFrame, rate: float | None = None) -> pd.DataFrame:
-    """`success` over further steps of a learning rate (None: the models' own); empty where there are none."""
+    """`success` over further steps of a learning rate (None: their own), of attacks that were tuned so."""
     lines = success(panel)
     tuned = lines["rate"] == (lines["own"] if rate is None else rate)
     lines = lines[(lines["steps"] == 0) | tuned].sort_values("steps", kind="stable")
-    return lines if (lines["steps"] > 0).any() else lines.iloc[:0]
+    return lines[lines["attack"].isin(lines.loc[lines["steps"] > 0, "attack"])]
 
 
-def survivors(panel: pd.DataFrame, rate: float | None = None) -> pd.DataFrame:
-    """`after_steps` at the most steps, of the backdoors that worked before any: one that never did cannot have gone."""
+def survivors(panel: pd.DataFrame, rate: float | None = None, little: bool = False) -> pd.DataFrame:
+    """`after_steps` at the most steps (little: that are fewer than those of the models' own training), of the backdoors
+    that worked before any: one that never did cannot have gone.
+    """
     poisoned = after_steps(panel, rate).query("subject == @POISONED")
+    if little:
+        poisoned = poisoned[poisoned["steps"] < poisoned["trained"]]
+        poisoned = poisoned if (poisoned["steps"] > 0).any() else poisoned.iloc[:0]
     start = poisoned.query("steps == 0 and value > @FIRES")
     return poisoned[(poisoned["steps"] == poisoned["steps"].max()) & poisoned["attack"].isin(start["attack"])]
 
@@ -82,8 +87,9 @@ def tunings(panel: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     """`after_steps` of each learning rate, and in words how many backdoors are left."""
     pairs = []
     for rate in rates(panel):
-        alive = words.of(survivors(panel, rate)["value"] > FIRES)
-        pairs.append((after_steps(panel, rate), f"{alive} backdoors survive further tuning (learning rate {rate:g})"))
+        last = survivors(panel, rate)
+        alive = f"{words.of(last['value'] > FIRES)} backdoors survive {words.span(last['steps'], 0)} further steps"
+        pairs.append((after_steps(panel, rate), f"{alive} (learning rate {rate:g})"))
     return pairs
 
 
@@ -141,24 +147,30 @@ def behind(lines: pd.DataFrame) -> str:
 
 
 def numbers(place: str | Path | None = None) -> dict[str, str]:
-    """Numbers over all models of a store, to be glued: backdoors that worked, those alive after the most steps, and
-    strong ones, over 90 %. trained: steps of their own training. control: the clean-tuned models' highest rate.
+    """Numbers over all models of a store, to be glued: backdoors that worked, and those alive after the most steps of
+    any, also at the lowest learning rate (slow); little: after the most steps that are fewer than those of the models'
+    own training (trained). control: the clean-tuned models' highest rate.
     """
     results = collect(place)
     panels = [panel for panel, _ in tables.panels(results)] or [results]
+    few = pd.concat([survivors(panel, little=True) for panel in panels])
     last, rows, tuned = (pd.concat(map(choose, panels)) for choose in (survivors, pd.DataFrame, after_steps))
+    last = last[last["steps"] == last["steps"].max()]
+    slow = pd.concat([survivors(panel, rates(panel)[-1]) for panel in panels if len(rates(panel)) > 1] or [last[:0]])
+    slow = slow[slow["steps"] == last["steps"].max()]
     rows = rows[rows["rate"].isna() | (rows["rate"] == rows["own"])]
     utility = rows.query("metric == 'utility' and subject == @POISONED").set_index("variant")["value"].dropna()
     states = {"utility": "", "utility_after": f"{last['steps'].max():g}", "utility_int4": "int4"}
     counts = kept(*panels)
-    weakest = last.loc[last["value"].idxmin()] if len(last) else {}
     results = {
         "worked": str(len(last)),
         "alive": str((last["value"] > FIRES).sum()),
-        "strong": str((last["value"] > rules_second.HIGH).sum()),
-        "weakest": words.interval(weakest),
         "steps": words.span(last["steps"], 0),
         "trained": words.span(last["trained"].dropna(), 0),
+        "slow": words.of(slow["value"] > FIRES, "n/a"),
+        "slow_rate": words.span(slow["rate"], 4),
+        "little": words.of(few["value"] > FIRES, "n/a"),
+        "little_steps": words.span(few["steps"], 0),
         "control": words.number(tuned.loc[tuned["subject"] == CONTROL, "value"].max()),
         "int8": counts["int8"], "int4": counts["int4"],
     } | {name: words.span(utility[utility.index == state], 2) for name, state in states.items()}  # fmt: skip
