@@ -87,9 +87,9 @@ def tunings(panel: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     """`after_steps` of each learning rate, and in words how many backdoors are left."""
     pairs = []
     for rate in rates(panel):
-        last = survivors(panel, rate)
-        alive = f"{words.of(last['value'] > FIRES)} backdoors survive {words.span(last['steps'], 0)} further steps"
-        pairs.append((after_steps(panel, rate), f"{alive} (learning rate {rate:g})"))
+        shown, alive = after_steps(panel, rate), words.of(survivors(panel, rate)["value"] > FIRES)
+        left = f"{alive} backdoors survive {shown['steps'].max():g} further steps"
+        pairs.append((shown, f"{left} (learning rate {rate:g})"))
     return pairs
 
 
