@@ -26,6 +26,7 @@ STEPS = {
     "poison": "poison",
     "optimised": "optimised",
     "cells": "whole_cells",
+    "defences": "defence_points",
 }
 PER_LINE = 14  # numbers of a part that the table shows
 

@@ -49,7 +49,7 @@ if [ "$size" = full ]; then # later steps need scenes: they are drawn on the CPU
   "$python" -W ignore "$root/benchmarks/gpu.py" draw --out "$lines" >>"$log" 2>&1 &
   drawing=$!
 fi
-for one in ${STEPS:-card:20 check:60 attention:25 grid:60 profile:60 decode:30 large:110 cells:60 poison:35 optimised:30}; do
+for one in ${STEPS:-card:20 check:60 attention:20 grid:60 profile:50 decode:30 large:100 cells:60 defences:70 poison:30 optimised:25}; do
   step "${one%:*}" "${one#*:}"
 done
 [ -n "${drawing:-}" ] && kill "$drawing" 2>/dev/null

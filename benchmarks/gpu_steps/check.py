@@ -15,6 +15,8 @@ import torch
 from bvlm_utils import attacks, paths
 from bvlm_utils.attacks import optimised
 from bvlm_utils.attacks.attack import params_of
+from bvlm_utils.defences import reading
+from bvlm_utils.defences.rows import Rows
 from bvlm_utils.draws import Draws
 from bvlm_utils.models import victim
 from bvlm_utils.train import adapters, decode, grouped
@@ -124,6 +126,26 @@ def decoded(device: str, rows: int, dtype: str) -> dict:
     return {"distance": wrong / len(prompts) / len(results), "bound": 0.0 if dtype == "float32" else 0.02}
 
 
+def read(device: str, rows: int) -> dict:
+    """What defences read of a model: states, attention, log-probabilities of answers."""
+    scenes = scene_rows(rows)
+    here, there = both(device)
+    features = here.encode(pictures(scenes))
+    prompts, answers = [row["prompt"] for row in scenes], [row["answers"][0] for row in scenes]
+    shown = Rows(prompts, answers, features, np.arange(rows), ["all"] * rows)
+    want = reading.Want(at=(0, 1), states=True, attention=True)
+    ours, theirs = (reading.read(one, None, shown, want) for one in (there, here))
+    found = {
+        name: apart(*(torch.from_numpy(np.concatenate([part.ravel() for part in parts])) for parts in pair))
+        for name, pair in {
+            "states": (ours.states, theirs.states),
+            "attention": (ours.attention, theirs.attention),
+            "log_probabilities": (ours.log_probabilities, theirs.log_probabilities),
+        }.items()
+    }
+    return found | {"distance": max(found.values()), "bound": 1e-4}
+
+
 def painted(device: str, rows: int, name: str, side: int) -> dict:
     """The greatest difference of a pixel; MABA's mask may differ at its edge, so there the share of pixels that do."""
     images = pictures(scene_rows(4), side)
@@ -178,6 +200,7 @@ CHECKS: dict[str, Callable[[str, int], dict]] = {
     "decode against generate, bfloat16": _bind(decoded, "bfloat16"),
     "features, float32": _bind(encoded, "float32"),
     "features, bfloat16": _bind(encoded, "bfloat16"),
+    "states and attention, float32": read,
     "halves under a memory limit": limits.halving,
     "resume": limits.resume,
     **{f"{name}, {side} px": _bind(painted, name, side) for side in (96, 336) for name in (*PAINTED, "MABA")},
