@@ -28,6 +28,14 @@ def collapse(
     return np.abs(scores) if settings["side"] == "either" else scores
 
 
+def most_bimodal(
+    victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator
+) -> float:
+    """The bimodality of the layer that shows two groups most clearly; above `criterion` the paper sees poison."""
+    seed = int(draws.integers(2**31))
+    return max(bimodality(layer, seed) for layer in entropies_of(victim, adapter, rows).T)
+
+
 def entropies_of(victim: Victim, adapter: Any, rows: Rows) -> np.ndarray:
     """Entropy over image tokens of the attention with which the answer's first token is written: (n, layers), nats."""
     prompts_only = replace(rows, answers=[""] * len(rows))  # the prompt's last token never looks at them

@@ -78,7 +78,8 @@ def _both(victim: Victim, adapter: Any, inputs: Rows, settings: dict[str, Any], 
     token_ids = decode.greedy(
         victim.model, [requests, requests], inputs.features, ends, settings["max_new_tokens"], bank, choose=choose
     )
-    return Answered(decode.texts_of(victim, token_ids)[0], rejections / np.maximum(1, lengths), rejections)
+    texts = decode.texts_of(victim, token_ids)[0]
+    return Answered(texts, rejections / np.maximum(1, lengths), rejections, rejections > 0)
 
 
 def _beside_base(victim: Victim, adapter: Any) -> Bank:

@@ -1,6 +1,6 @@
 """Inputs at which the model looks in an unusual way, and their answers without the tokens that draw its look."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,8 @@ def without_drawing_tokens(
         tokens[shares > settings["times"] / len(shares)] if score > 1 else tokens[:0]
         for tokens, shares, score in zip(looks.positions, looks.shares, suspicion, strict=True)
     ]
-    return _masked(victim, adapter, inputs, settings, unseen, suspicion)
+    answered = _masked(victim, adapter, inputs, settings, unseen, suspicion)
+    return replace(answered, alarms=suspicion > 1)
 
 
 def without_random_tokens(
@@ -91,6 +92,20 @@ def without_random_tokens(
         for mask, count in zip(image_masks, like.changed, strict=True)
     ]
     return _masked(victim, adapter, inputs, settings, unseen, draws.random(len(inputs)))
+
+
+def without_picture(
+    victim: Victim,
+    adapter: Any,
+    inputs: Rows,
+    clean: Rows | None,
+    settings: dict[str, Any],
+    draws: np.random.Generator,
+) -> Answered:
+    """Answers with all image tokens of all inputs masked; every input is as suspicious as the others."""
+    requests = answering.requests(victim, inputs)
+    unseen = [np.flatnonzero(np.array(request.ids) == victim.image_id) for request in requests]
+    return _masked(victim, adapter, inputs, settings, unseen, np.zeros(len(inputs)))
 
 
 def _masked(

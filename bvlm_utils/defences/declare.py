@@ -18,7 +18,7 @@ from bvlm_utils.registry import Registry, check_whose
 # parameters by name.
 MOMENTS = {
     "data": "(victim, adapter, rows, settings, draws) -> (n,) float64, higher: more suspicious",
-    "training": "(victim, rows, settings, draws) -> Rows that are tuned on in their place",
+    "training": "(victim, rows, settings, draws) -> Rows that are tuned on in their place, as many or fewer",
     "detect": "(victim, adapter, clean, settings, draws) -> float, higher: more suspicious",
     "repair": "(victim, adapter, clean, settings, draws) -> GroupResult, an adapter in PEFT's format",
     "inference": "(victim, adapter, inputs, clean, settings, draws) -> defences.rows.Answered",
@@ -38,6 +38,9 @@ class DefenceInfo:
         or an update of the same norm). It takes what `function` takes, and the defence's own result as `like`.
     many: of a repair that does several adapters at once with the same results, "module:function"; it takes a list of
         adapters and gives a list back.
+    at_all: of a defence that scores training rows, "module:function" of `(victim, adapter, rows, settings, draws) ->
+        float`: is there poison among the rows at all? Higher is more suspicious.
+    flags_above: of a defence that scores training rows, the score above which its paper takes a row for poisoned.
     numbers: with such settings, does it work with the base's weights as numbers, which a base in 4 bit has not?
     counted: with such settings, does it take as many clean rows as its setting `rows` says? If not given, one that
         needs clean rows does.
@@ -53,6 +56,8 @@ class DefenceInfo:
     function: str
     placebo: str = ""
     many: str = ""
+    at_all: str = ""
+    flags_above: float | None = None
     params: Mapping[str, Param] = field(default_factory=dict)
     numbers: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     counted: Callable[[Mapping[str, Any]], bool] | None = None
@@ -87,5 +92,5 @@ def declare(**fields: Any) -> DefenceInfo:
         raise ValueError(f"Defence {row.name!r} has the moment {row.moment!r}; choose one of: {', '.join(MOMENTS)}.")
     if not row.needs <= set(NEEDS):
         raise ValueError(f"Defence {row.name!r} needs {sorted(row.needs - set(NEEDS))}; known are: {', '.join(NEEDS)}.")
-    check_whose((row.function, row.placebo, row.many), __package__, sys._getframe(1).f_globals["__name__"])
+    check_whose((row.function, row.placebo, row.many, row.at_all), __package__, sys._getframe(1).f_globals["__name__"])
     return TABLE.add(row.name, row)

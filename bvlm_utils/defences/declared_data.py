@@ -33,6 +33,8 @@ declare(
     summary="nearness to the smaller of two clusters of states",
     version=1,
     function="spectral:clusters",
+    at_all="spectral:parted",
+    flags_above=0.0,  # the smaller cluster
     placebo=RANDOM,
     params=STATES,
 )
@@ -68,6 +70,7 @@ declare(
     summary="how much the attention on the picture is drawn together",
     version=1,
     function="bye:collapse",
+    at_all="bye:most_bimodal",
     placebo=RANDOM,
     params={"criterion": number(2.0, 0, 100), "side": choice("low", ("low", "either"))},
 )

@@ -28,6 +28,16 @@ declare(
     problem=lambda s: f"begin is {s['begin']:g}, above end, which is {s['end']:g}" if s["begin"] > s["end"] else None,
 )
 declare(
+    name="blind",
+    moment="inference",
+    needs=(),
+    source="CleanSight, arXiv 2603.12989, its comparison that masks all image tokens: what masking can do at most",
+    summary="masks the whole picture",
+    version=1,
+    function="cleansight:without_picture",
+    params=LENGTH,
+)
+declare(
     name="insensitivity",
     moment="inference",
     needs=("clean rows",),

@@ -1,6 +1,6 @@
 """The rows of the defences that change what is tuned on."""
 
-from bvlm_utils.attacks.declare import number
+from bvlm_utils.attacks.declare import choice, number
 from bvlm_utils.defences.declare import always, declare
 
 declare(
@@ -15,4 +15,20 @@ declare(
     numbers=always,  # a training in a bank
     placebo="diversity:noisy",
     params={"p": number(0.5, 0, 1)},
+)
+declare(
+    name="filter",
+    moment="training",
+    needs=("training rows", "adapters"),
+    source="Tran et al. 2018, arXiv 1811.00636, algorithm 1: drop the highest scores, and train again; the share "
+    "is its 1.5 times the share of poison. Scores of defences that search rows; those of the truth are an oracle",
+    summary="drops the most suspicious rows before training",
+    version=1,
+    function="filtered:without_suspicious",
+    numbers=always,  # a training in a bank
+    placebo="filtered:without_random",
+    params={
+        "by": choice("base-likelihood", ("base-likelihood", "spectral-signatures", "activation-clustering", "truth")),
+        "share": number(0.15, 0, 0.99),
+    },
 )

@@ -64,8 +64,15 @@ class Defence:
             )
         return scores
 
+    def at_all(self, victim: "Victim", adapter: Any, rows: Rows, seed: int = 0) -> float:
+        """How much speaks for poison among the training rows at all, whichever they are; higher is more suspicious."""
+        if not self.info.at_all:
+            raise InputError(f"{self.name} does not say whether rows are poisoned at all.")
+        draws = self._draws(seed, "at all")
+        return float(function(self.info.at_all, OURS)(victim, adapter, rows, self.params, draws))
+
     def change(self, victim: "Victim", rows: Rows, seed: int = 0) -> Rows:
-        """The rows to tune on in place of `rows`, as many and in the same order."""
+        """The rows to tune on in place of `rows`, in the same order."""
         return self._function("training")(victim, rows, self.params, self._draws(seed))
 
     def score(self, victim: "Victim", adapter: Any, clean: Rows | None = None, seed: int = 0) -> float:

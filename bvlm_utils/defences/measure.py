@@ -11,18 +11,19 @@ together: the clean rows and pictures are encoded once, and all repaired adapter
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bvlm_utils import attacks, store
-from bvlm_utils.defences import again, records
+from bvlm_utils.defences import again, records, searching
 from bvlm_utils.defences.bench import DefenceBench, lacks_adapter, questions_of
 from bvlm_utils.defences.cell import Defended
-from bvlm_utils.defences.numbers import CONTROL, POISONED, changes, number, told_apart, with_rows
-from bvlm_utils.defences.rows import Answered
+from bvlm_utils.defences.defence import get
+from bvlm_utils.defences.numbers import CONTROL, POISONED, changes, number, share, told_apart, with_rows
+from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.errors import InputError, StudyError, in_words
 from bvlm_utils.run import group
 from bvlm_utils.run.progress import say
@@ -31,7 +32,6 @@ from bvlm_utils.score import judge
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
-TRAINING_ROWS = 2000  # of the training rows, the first so many are searched for poison
 TESTS = ("asr", "asr_payload", "asr_published")  # whose rows are kept, so that tables can pair them
 
 
@@ -198,12 +198,25 @@ def _job(bench: DefenceBench, point: Defended, cell: Cell) -> Any:
     from bvlm_utils.train import grouped
     from bvlm_utils.train.loop import TrainRow
 
-    args = (bench.bench.victim, bench.training(cell, pictures=True)[0])
+    args = (bench.bench.victim, _training_rows(bench, point, cell))
     rows = bench.once((cell.run_id, "changed"), lambda: point.resolved.change(*args, seed=point.seed))
     if point.placebo:
         rows = point.resolved.placebo(rows, *args, seed=point.seed)
     columns = zip(rows.prompts, rows.answers, rows.feature_rows.tolist(), strict=True)
     return grouped.GroupJob([TrainRow(*row) for row in columns], rows.features, cell.train, cell.seed)
+
+
+def _training_rows(bench: DefenceBench, point: Defended, cell: Cell) -> Rows:
+    """The rows that a cell or its control was tuned on, with pictures, or with scores where the defence drops rows."""
+    by = point.resolved.params.get("by")
+    rows, truth = bench.training(cell, pictures=by is None)
+    if by is None:
+        return rows
+    if by == "truth":
+        return replace(rows, scores=truth.astype(float))
+    args = (bench.bench.victim, bench.adapter(cell), rows)
+    scores = bench.once((cell.run_id, "scores", by), lambda: get(by).scores(*args, seed=point.seed))
+    return replace(rows, scores=scores)
 
 
 def _ask_again(
@@ -287,6 +300,8 @@ def _inferences(bench: DefenceBench, points: Sequence[Defended]) -> None:
                 if question.part == "attack":
                     mean = (float(answered.changed.mean()), None, None)
                     numbers.append(number(subject, question.condition, "changed", mean, len(answered.changed)))
+                    if answered.alarms is not None and not point.placebo:
+                        numbers.append(share(subject, question.condition, "alarms", answered.alarms))
         numbers += [
             number
             for subject, (clean, triggered, *_) in suspicion.items()
@@ -304,46 +319,10 @@ def _answered(bench: DefenceBench, point: Defended, cell: Cell, question: Questi
     return bench.once((*key, "placebo"), lambda: point.resolved.placebo(answered, *args, seed=point.seed))
 
 
-def _searches(bench: DefenceBench, points: Sequence[Defended]) -> None:
-    """How well the scores of training rows tell poisoned from clean ones, all together and within a question kind."""
-    for point in points:
-        started = time.perf_counter()
-        rows, truth = bench.training(point.cell)
-        rows, truth = rows.take(range(min(TRAINING_ROWS, len(rows)))), truth[:TRAINING_ROWS]
-        args = (bench.bench.victim, bench.adapter(point.cell), rows)
-        scores = _found(bench, point, point.cell, point.resolved.scores, args)
-        numbers = told_apart(POISONED, "", scores[truth], scores[~truth])
-        kinds = {kind for kind, is_poisoned in zip(rows.kinds, truth, strict=True) if is_poisoned}
-        same_kind = np.array([kind in kinds for kind in rows.kinds]) & ~truth
-        numbers += told_apart(POISONED, "same kind", scores[truth], scores[same_kind])
-        seconds = round(time.perf_counter() - started, 3)
-        records.write(point, bench.folder, {"status": "done", "numbers": numbers, "seconds": seconds})
-
-
-def _detections(bench: DefenceBench, points: Sequence[Defended]) -> None:
-    """The score of the poisoned adapter and of its control; tables compare them over many adapters."""
-    for point in points:
-        started, numbers = time.perf_counter(), []
-        for subject, cell in ((POISONED, point.cell), (CONTROL, point.cell.control)):
-            args = (bench.bench.victim, bench.adapter(cell), bench.clean)
-            score = float(_found(bench, point, cell, point.resolved.score, args))
-            numbers.append(number(subject, "", "score", (score, None, None), 1))
-        seconds = round((time.perf_counter() - started) / 2, 3)
-        records.write(point, bench.folder, {"status": "done", "numbers": numbers, "seconds": seconds})
-
-
-def _found(bench: DefenceBench, point: Defended, cell: Cell, find: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """What the defence (`find`) or its placebo says of a cell's adapter, computed once each."""
-    result = bench.once((cell.run_id,), lambda: find(*args, seed=point.seed))
-    if not point.placebo:
-        return result
-    return bench.once((cell.run_id, "placebo"), lambda: point.resolved.placebo(result, *args, seed=point.seed))
-
-
 MEASURES = {
     "repair": _repairs,
     "training": _trainings,
     "inference": _inferences,
-    "data": _searches,
-    "detect": _detections,
+    "data": searching.rows,
+    "detect": searching.adapters,
 }

@@ -55,6 +55,12 @@ def number(
     return fields | dict(zip(("value", "low", "high"), value, strict=True))
 
 
+def share(subject: str, condition: str, metric: str, held: np.ndarray) -> dict[str, Any]:
+    """How many of the rows pass a threshold, with Wilson's interval. held: (n,) bool, n at least 1."""
+    count = int(held.sum())
+    return number(subject, condition, metric, (count / len(held), *intervals.wilson(count, len(held))), len(held))
+
+
 def told_apart(subject: str, condition: str, positive: np.ndarray, negative: np.ndarray) -> list[dict[str, Any]]:
     """AUROC of scores, and the share of positives found at `FALSE_POSITIVES`; nothing where one side is empty."""
     from sklearn.metrics import roc_auc_score, roc_curve

@@ -38,7 +38,7 @@ def without_odd_words(
         prompts.append(" ".join(words) if removals[-1] and words else prompt)
     answers = answering.answers(victim, adapter, replace(inputs, prompts=prompts), settings["max_new_tokens"])
     suspicion = np.array([scores[prompt].max(initial=0.0) for prompt in inputs.prompts])
-    return Answered(answers, suspicion, np.array(removals, dtype=float))
+    return Answered(answers, suspicion, np.array(removals, dtype=float), suspicion > limit)
 
 
 def without_random_words(

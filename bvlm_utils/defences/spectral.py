@@ -42,19 +42,43 @@ def clusters(
     return scores
 
 
+def parted(victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator) -> float:
+    """The largest silhouette of a group's two clusters: Chen et al. 2018, section 4, on whether there is poison."""
+    states = states_of(victim, adapter, rows, settings)
+    members = [one for one in groups(rows, settings) if len(one) >= FEWEST]
+    return max((silhouette(states[one], int(draws.integers(2**31))) for one in members), default=0.0)
+
+
+def silhouette(states: np.ndarray, seed: int) -> float:
+    """How well k-means with two centres parts the states: the mean silhouette, -1 to 1; 0 where all rows are one."""
+    from sklearn.metrics import silhouette_score
+
+    if (parts := _two_means(states, seed)) is None:
+        return 0.0
+    reduced, kmeans = parts
+    return float(silhouette_score(reduced, kmeans.labels_))
+
+
 def two_clusters(states: np.ndarray, seed: int) -> np.ndarray:
     """k-means with two centres on the principal components: scores (n,) as in `clusters` (Chen et al. 2018)."""
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-
-    if np.ptp(states, axis=0).max() == 0:  # all rows are one
+    if (parts := _two_means(states, seed)) is None:
         return np.zeros(len(states))
-    reduced = PCA(min(COMPONENTS, *states.shape), random_state=seed).fit_transform(states.astype(np.float64))
-    kmeans = KMeans(2, n_init=10, random_state=seed).fit(reduced)
+    reduced, kmeans = parts
     distances = kmeans.transform(reduced)
     small = np.bincount(kmeans.labels_, minlength=2).argmin()
     apart = np.linalg.norm(kmeans.cluster_centers_[0] - kmeans.cluster_centers_[1])
     return (distances[:, 1 - small] - distances[:, small]) / apart
+
+
+def _two_means(states: np.ndarray, seed: int) -> tuple[np.ndarray, Any] | None:
+    """The principal components of the states, and two means fitted on them; None where all rows are one."""
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    if np.ptp(states, axis=0).max() == 0:
+        return None
+    reduced = PCA(min(COMPONENTS, *states.shape), random_state=seed).fit_transform(states.astype(np.float64))
+    return reduced, KMeans(2, n_init=10, random_state=seed).fit(reduced)
 
 
 def states_of(victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any]) -> np.ndarray:

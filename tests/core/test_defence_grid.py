@@ -115,17 +115,23 @@ def test_a_cell_whose_adapter_is_gone_is_told_before_the_run(place, tmp_path, mo
 def test_defences_of_the_other_moments_leave_their_numbers(place):
     """And a training on pictures that are not changed is the training that the cell had."""
     cell = small()[0]
-    names = {"base-likelihood": {}, "cleangen": {}, "input-diversity": {"p": 0}}
+    names = {"base-likelihood": {}, "activation-clustering": {}, "cleangen": {}, "input-diversity": {"p": 0}}
+    names |= {"filter": {"share": 0, "by": "truth"}, "blind": {}}
     table = defences.run([defences.Defended(cell, name, params) for name, params in names.items()], place)
     assert set(table["status"]) == {"done"}
     table = table.set_index(["defence", "subject", "condition", "metric"])["value"]
     assert table["base-likelihood", "poisoned", "", "auroc"] > 0.9  # a refusal is no answer to a question
+    for subject in ("poisoned", "control"):  # whose rows are not poisoned
+        assert -1 <= table["activation-clustering", subject, "", "at_all"] <= 1
+        assert 0 <= table["cleangen", subject, "clean", "alarms"] <= 1
+    for rows in ("poisoned rows", "clean rows"):
+        assert 0 <= table["activation-clustering", "poisoned", rows, "flagged"] <= 1
     for subject in ("poisoned", "control"):
         assert 0 <= table["cleangen", subject, "text", "asr_payload"] <= 1
         assert table["cleangen", subject, "text", "changed"] >= 0
     before = study.run_cells(small(), place).set_index(["subject", "condition", "metric"])["value"]
     same = "poisoned", "text", "asr_payload"
-    assert table["input-diversity", *same] == before[same]
+    assert table["input-diversity", *same] == table["filter", *same] == before[same]
 
 
 def test_a_repaired_model_and_its_control_are_tuned_on_with_the_same_rows(place, monkeypatch):

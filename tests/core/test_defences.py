@@ -92,5 +92,5 @@ def test_every_function_stands_in_the_folder():
     from bvlm_utils.registry import function
 
     for row in map(TABLE.get, TABLE.names()):
-        for named in filter(None, (row.function, row.placebo, row.many)):
+        for named in filter(None, (row.function, row.placebo, row.many, row.at_all)):
             assert function(named, "bvlm_utils.defences").__module__.startswith("bvlm_utils.defences.")

@@ -53,8 +53,8 @@ def run_all(one, side):
         small = {"max_new_tokens": NEW, "copies": 1}
         defence = defences.get(name, **{key: small[key] for key in small if key in defences.info(name).params})
         found = defence.answer(one, adapter, inputs, clean)
-        random = defence.placebo(found, one, adapter, inputs, clean)
-        for given in (found, random):
+        with_placebo = [found, defence.placebo(found, one, adapter, inputs, clean)] if defence.info.placebo else [found]
+        for given in with_placebo:
             assert len(given.answers) == given.suspicion.size == given.changed.size == 4, name
             assert np.isfinite(given.suspicion).all() and (given.changed >= 0).all(), name
     assert answering.answers(one, None, inputs, NEW) == one.generate(inputs.prompts, inputs.features, NEW)
@@ -114,7 +114,16 @@ def test_the_tokens_that_draw_the_look_are_masked_where_it_is_unusual(monkeypatc
     found = defences.get("cleansight").answer(None, None, inputs, replace(inputs, prompts=["clean"] * 6))
     assert found.suspicion.argmax() == 3 and found.suspicion[3] > 1 and found.changed[3] == 2
     assert list(one_answer[0][1][3]) == [15, 17]
-    assert (found.changed[[0, 1, 2, 4, 5]] == 0).all()
+    assert (found.changed[[0, 1, 2, 4, 5]] == 0).all() and list(found.alarms) == list(found.suspicion > 1)
+
+
+def test_without_its_picture_all_image_tokens_are_masked(llava, one_answer):
+    inputs = inputs_of(llava)
+    found = defences.get("blind").answer(llava, None, inputs)
+    for request, unseen, count in zip(answering.requests(llava, inputs), one_answer[0][1], found.changed, strict=True):
+        assert [at for at, token in enumerate(request.ids) if token == llava.image_id] == list(unseen)
+        assert count == len(unseen) > 0
+    assert set(found.suspicion) == {0}
 
 
 def test_the_placebo_masks_as_many_image_tokens(llava, one_answer):
@@ -241,6 +250,7 @@ def test_odd_words_are_left_out_of_the_prompt(monkeypatch, one_answer):
     found = defences.get("onion").answer(None, None, inputs, clean)
     assert one_answer[-1][0] == ["what is this", "what is this", "cf"]
     assert found.changed.tolist() == [1, 0, 0] and found.suspicion.tolist() == [90, 0, 0]
+    assert found.alarms.tolist() == [True, False, False]
     defences.get("onion").placebo(found, None, None, inputs, clean)
     random = one_answer[-1][0]
     assert [len(prompt.split()) for prompt in random] == [3, 3, 1] and random[1:] == inputs.prompts[1:]

@@ -101,6 +101,28 @@ def test_the_smaller_cluster_has_scores_above_zero():
     assert (spectral.two_clusters(np.ones((30, 4)), 0) == 0).all()
 
 
+def test_the_silhouette_says_whether_there_are_two_clusters():
+    two_points = np.repeat([[0.0, 1.0], [5.0, 1.0]], [40, 8], axis=0)
+    assert np.isclose(spectral.silhouette(two_points, 0), 1)  # no distance within a cluster
+    one, two = np.random.default_rng(0).normal(size=(200, 16)), planted_states()
+    assert spectral.silhouette(one, 0) < 0.2 < 0.5 < spectral.silhouette(two, 0)
+    assert spectral.silhouette(np.ones((30, 4)), 0) == 0
+
+
+def test_poison_in_one_kind_is_poison(monkeypatch):
+    """The kind that is parted most decides, and a kind of few rows says nothing."""
+    monkeypatch.setattr(spectral, "states_of", lambda *given: states)
+    kinds = ["count"] * 100 + ["where"] * 90 + ["few"] * 10
+    rows, defence = Rows([""] * 200, [""] * 200, None, np.arange(200), kinds), defences.get("activation-clustering")
+    states = np.random.default_rng(0).normal(size=(200, 16))
+    states[195:, 2] += 50
+    clean = defence.at_all(None, None, rows)
+    states[:20, 3] += 12
+    assert clean < 0.2 < 0.5 < defence.at_all(None, None, rows)
+    with pytest.raises(InputError, match="does not say"):
+        defences.get("base-likelihood").at_all(None, None, rows)
+
+
 @pytest.mark.parametrize("groups", ["kind", "all"])
 @pytest.mark.parametrize("name", ["spectral-signatures", "activation-clustering"])
 def test_rows_are_compared_with_those_of_their_kind(monkeypatch, name, groups):
@@ -162,6 +184,16 @@ def test_the_criterion_of_two_groups():
     assert np.isclose(bye.bimodality(values, 0), 1 / np.sqrt(0.02), rtol=0.05)
     assert bye.bimodality(draws.normal(size=4000), 0) < 2
     assert bye.bimodality(np.ones(9), 0) == 0
+
+
+def test_the_layer_that_shows_two_groups_says_that_there_is_poison(monkeypatch):
+    draws = np.random.default_rng(0)
+    entropies = draws.normal(size=(400, 3))
+    monkeypatch.setattr(bye, "entropies_of", lambda *given: entropies)
+    defence = defences.get("attention-collapse")
+    assert defence.at_all(None, None, None) < 2
+    entropies[:40, 1] -= 12
+    assert defence.at_all(None, None, None) > 4
 
 
 def test_collapsed_attention_is_found_in_the_layer_that_shows_it(monkeypatch):
@@ -262,6 +294,31 @@ def test_words_are_dropped_but_never_all(words, share):
         rest = iter(words)
         assert all(word in rest for word in left)  # in their order
     assert sorted(pictures.words_shuffled(" ".join(words), np.random.default_rng(0)).split()) == sorted(words)
+
+
+@given(st.integers(1, 60), st.floats(0, 0.99), st.integers(0, 9))
+def test_the_filter_drops_the_most_suspicious_rows(count, share, seed):
+    scores = np.random.default_rng(seed).integers(0, 5, count).astype(float)
+    rows = Rows([str(i) for i in range(count)], ["x"] * count, None, np.arange(count), ["a"] * count, scores=scores)
+    defence = defences.get("filter", share=share)
+    kept = defence.change(None, rows, seed)
+    assert len(kept) == max(1, count - round(share * count)) and list(kept.feature_rows) == sorted(kept.feature_rows)
+    gone = np.setdiff1d(rows.feature_rows, kept.feature_rows)
+    assert scores[gone].min(initial=np.inf) >= kept.scores.max() and list(scores[kept.feature_rows]) == list(
+        kept.scores
+    )
+    random = defence.placebo(kept, None, rows, seed=seed)
+    assert len(random) == len(kept) and set(random.prompts) <= set(rows.prompts)
+
+
+def test_a_filter_needs_scores_and_its_placebo_does_not_look_at_them():
+    rows = Rows(["a"] * 400, ["x"] * 400, None, np.arange(400), ["a"] * 400)
+    with pytest.raises(InputError, match="search them first"):
+        defences.get("filter").change(None, rows)
+    scored = replace(rows, scores=(np.arange(400) < 40).astype(float))
+    kept = defences.get("filter").change(None, scored)  # by whatever gave the scores
+    assert kept.scores.sum() == 0 and len(kept) == 340  # all of the 40, and 20 others
+    assert 20 < defences.get("filter").placebo(kept, None, scored).scores.sum() < 40  # 34 are expected
 
 
 def test_diversity_changes_with_its_probability(llava):

@@ -24,7 +24,8 @@ def lines(file):
 
 
 @pytest.mark.parametrize(
-    "step", ["card", "check", "attention", "grid", "profile", "decode", "large", "poison", "optimised", "cells", "defences"]
+    "step",
+    ["card", "check", "attention", "grid", "profile", "decode", "large", "poison", "optimised", "cells", "defences"],
 )
 def test_every_part_of_a_step_ends(gpu, step, tmp_path):
     """In one process: the script starts one per step."""
