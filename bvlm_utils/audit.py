@@ -225,13 +225,10 @@ def _check_population(file: str, suspect: Subject) -> None:
 
 def _inputs(options: argparse.Namespace) -> Callable[[str], Bench]:
     """What makes a model's workbench, once: of the reader's own pictures, or of a dataset."""
-    if (options.pictures is None) != (options.prompts is None):
-        raise InputError("--pictures and --prompts belong together; give both, or neither.")
-    if options.pictures is None:
+    own = own_pictures.given(options.pictures, options.prompts)
+    if own is None:
         return cache(lambda model: Bench(model, options.dataset, 1, four_bit=options.four_bit))
-    pictures = own_pictures.pictures_of(paths.named(options.pictures, "folder"))
-    prompts = own_pictures.prompts_of(paths.named(options.prompts, "file of prompts"))
-    return cache(lambda model: own_pictures.bench(model, pictures, prompts, options.rows, options.four_bit))
+    return cache(lambda model: own_pictures.bench(model, *own, options.rows, options.four_bit))
 
 
 def _made(options: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:

@@ -82,6 +82,8 @@ def _repair_options(parser: argparse.ArgumentParser) -> None:
         "--clean-rows", type=whole(1, 10**7), default=500, help="training rows for the repair (default 500)"
     )
     parser.add_argument("--rows", type=whole(2, 10**7), default=200, help="test rows to measure on (default 200)")
+    parser.add_argument("--pictures", help="folder of your own pictures to measure on instead")
+    parser.add_argument("--prompts", help="text file, a prompt a line, as in bvlm_utils.audit")
     tried.add_options(parser, "none")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the method's own random choices")
 

@@ -23,7 +23,7 @@ from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 from bvlm_utils.paths import new_folder
-from bvlm_utils.run import tried, tune_and_ask
+from bvlm_utils.run import own_pictures, tried, tune_and_ask
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score import utility
@@ -51,6 +51,7 @@ def repair(options: argparse.Namespace) -> int:
     method.check_clean(options.clean_rows)
     out = new_folder(options.out)
     check_dataset(options.dataset)
+    own = own_pictures.given(options.pictures, options.prompts)
     if options.threat is not None and not options.attacks:
         raise InputError(f"--threat {options.threat!r} says what the triggers of --attacks aim at; name attacks, too.")
     triggers = tried.of_reader(options) + (tried.of_attacks(options.attacks, options.threat) if options.attacks else [])
@@ -61,19 +62,22 @@ def repair(options: argparse.Namespace) -> int:
 
     saved = tune_and_ask.saved(folder)
     bench = Bench(model, options.dataset, options.clean_rows, four_bit=options.four_bit)
-    questions = tried.questions("repair", bench, triggers, options.rows)
+    asked = bench if own is None else own_pictures.bench(model, *own, options.rows, options.four_bit)
+    questions = tried.questions("repair", asked, triggers, options.rows)
     if (count := len(questions[0].positions)) < 2:
-        raise InputError(f"{options.dataset} has {count} test rows; two or more are needed to measure on.")
+        whose = options.dataset if own is None else options.pictures
+        raise InputError(f"{whose} has {count} test rows; two or more are needed to measure on.")
     tried.check_lengths(model, questions)
     say(f"repair: loading {model} and the rows of {options.dataset}")
     before = weights.whole(bench.victim, saved)
+    asked.victim = bench.victim  # one model for both
     with adapters.attached(bench.victim, folder):
         pass  # a weight that does not fit the base or the settings is told before any work
     clean = clean_rows(bench)
     say(f"repair: {method.name} with {method.params}")
     after = method.repair(bench.victim, before, clean, options.seed)
     say(f"repair: asking both adapters {options.rows} questions, clean and with {len(triggers)} triggers")
-    lines = compared(bench, before, after, questions)
+    lines = compared(asked, before, after, questions)
     details = {
         "model": model,
         "repaired": Path(options.adapter).name,
@@ -81,7 +85,7 @@ def repair(options: argparse.Namespace) -> int:
         "settings": method.params,
         "seed": options.seed,
         "dataset": options.dataset,
-    }
+    } | ({} if own is None else {"measured on": "own pictures"})
     with filled(out, last=adapters.CONFIG) as partial:
         after.save(partial, details)
         (partial / "README.md").write_text(card(details, method, lines), encoding="utf-8")
@@ -126,11 +130,11 @@ def compared(bench: Bench, before: Any, after: Any, questions: Sequence[Question
     way = tune_and_ask.choose(bench)
     answers = [[texts[q.key(bench)] for q in questions] for texts in way.ask([questions, questions], [before, after])]
     samples = [bench.rows["test"][position] for position in questions[0].positions]
-    scores = [utility.utility_scores(samples, texts[0]) for texts in answers]
-    unit = scores[0][1]
-    lines = [
-        Line("test rows", f"{len(samples)}", f"{len(samples)}"),
-        Line(f"clean inputs: {unit}", *(f"{np.mean(values):.3f}" for values, _ in scores)),
+    lines = [Line("test rows", f"{len(samples)}", f"{len(samples)}")]
+    if all(sample["answers"][0] for sample in samples):  # own pictures come without answers
+        scores = [utility.utility_scores(samples, texts[0]) for texts in answers]
+        lines.append(Line(f"clean inputs: {scores[0][1]}", *(f"{np.mean(values):.3f}" for values, _ in scores)))
+    lines += [
         Line("clean inputs: answers that the repair changed", "", f"{_changed(answers[0][0], answers[1][0]):.3f}"),
     ]
     for number, question in enumerate(questions[1:], start=1):

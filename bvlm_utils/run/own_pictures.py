@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bvlm_utils import paths
 from bvlm_utils.checks import brief, content_key, file_digest, is_visible
 from bvlm_utils.data import files as data_files
 from bvlm_utils.data import llava_json
@@ -14,6 +15,15 @@ from bvlm_utils.errors import InputError, remark
 from bvlm_utils.run.workbench import Bench
 
 NAME = "own:pictures"  # with a colon, as all data in files: pictures are brought to the published size
+
+
+def given(pictures: str | None, prompts: str | None) -> tuple[list[Path], list[str]] | None:
+    """What the options --pictures and --prompts name, read and checked; None where neither is given."""
+    if (pictures is None) != (prompts is None):
+        raise InputError("--pictures and --prompts belong together; give both, or neither.")
+    if pictures is None or prompts is None:
+        return None
+    return pictures_of(paths.named(pictures, "folder")), prompts_of(paths.named(prompts, "file of prompts"))
 
 
 def prompts_of(file: Path) -> list[str]:

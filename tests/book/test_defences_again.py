@@ -8,7 +8,7 @@ import pytest
 
 from bvlm_book import tables
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters.defences import expected, helping, knowing, reactivation, spectra
+from bvlm_book.chapters.defences import expected, finding, helping, knowing, reactivation, spectra
 from bvlm_utils import defences, paths
 from bvlm_utils.defences import records
 
@@ -154,7 +154,7 @@ def test_rankings_are_told_apart_by_threat():
 
     found = table(share(0.9), share(0.1, cell="b", threat="jailbreak"), share(0.2, defence="onion-rows"))
     said = "Found, by threat: spectral-signatures 0.10 (jailbreak) to 0.90 (targeted refusal)."
-    assert helping.found_by_threat(found) == said and helping.found_by_threat(found[:0]) == ""
+    assert finding.found_by_threat(found) == said and finding.found_by_threat(found[:0]) == ""
 
 
 def test_what_was_expected_of_attackers_is_judged_whole_or_waits():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters.defences import helping
+from bvlm_book.chapters.defences import finding, helping, sweeps
 from bvlm_utils import defences
 from bvlm_utils.defences import records
 from bvlm_utils.store import records as stored
@@ -18,9 +18,9 @@ def line(value, metric="asr_payload", condition="text", defence="shrink", params
     usual = {
         "name": f"{cell}{defence}{params}{more.get('placebo', False)}", "run_id": cell, "model": "tiny-llava",
         "threat": "targeted_refusal", "attack": "BadNets-T", "poison_rate": 0.1, "skill": "", "decoy": "",
-        "defence": defence, "moment": "repair", "params": params, "placebo": False, "status": "done",
-        "subject": "poisoned", "condition": condition, "metric": metric, "value": value, "works": True,
-        "seconds": 1.0, "cost": 0.1, "control": "clean",
+        "settings": "", "seed": 0, "defence": defence, "moment": "repair", "params": params, "placebo": False,
+        "status": "done", "subject": "poisoned", "condition": condition, "metric": metric, "value": value,
+        "works": True, "seconds": 1.0, "cost": 0.1, "control": "clean",
     }  # fmt: skip
     return usual | more
 
@@ -82,10 +82,13 @@ def test_points_that_lie_together_share_a_label():
         ({"poison_rate": 0.0}, "clean-tuned"),
         ({"subject": "control"}, "clean-tuned"),
         ({"subject": "control", "skill": "emphasis"}, "skill only"),
+        ({"poison_rate": 0.0, "skill": "emphasis", "settings": "epochs=2, skill=emphasis"}, "skill, other training"),
+        ({"poison_rate": 0.0, "skill": "emphasis", "seed": 1}, "skill, other training"),
+        ({"poison_rate": 0.0, "skill": "phrase_everywhere"}, "a phrase after every answer"),
     ],
 )
 def test_an_adapter_belongs_to_one_family(given, family):
-    assert chapter.family(line(1.0, **given)) == family
+    assert finding.family(line(1.0, **given)) == family
 
 
 def test_detectors_are_read_against_each_family():
@@ -93,10 +96,10 @@ def test_detectors_are_read_against_each_family():
     scores = {("a", "poisoned", True): 3.0, ("b", "poisoned", True): 2.0, ("a", "control", True): 1.0,
               ("b", "control", True): 2.5}  # fmt: skip
     found = table(*(line(v, cell=c, subject=s, works=w, control=f"of {c}", **about) for (c, s, w), v in scores.items()))
-    (read,) = chapter.adapters_told_apart(found).to_dict("records")
+    (read,) = finding.adapters_told_apart(found).to_dict("records")
     assert read["against clean-tuned"] == "0.75 (2)" and read["backdoored"] == 2
     itself = table(line(1.0000001, cell="d", poison_rate=0.0, control="of a", **about))  # its own control, asked again
-    (read,) = chapter.adapters_told_apart(pd.concat([found, itself])).to_dict("records")
+    (read,) = finding.adapters_told_apart(pd.concat([found, itself])).to_dict("records")
     assert read["against clean-tuned"] == "0.75 (2)"
 
 
@@ -136,3 +139,79 @@ def test_what_acts_is_described_and_placebos_are_not():
     )
     (shown,) = chapter.described(chapter.price(found)).to_dict("records")
     assert shown == {"defence": "shrink", "what it does": defences.info("shrink").summary}
+
+
+def test_settings_other_than_the_declared_are_a_sweep_of_their_own():
+    eight, own = json.dumps({"bits": "int8"}), {"defence": "quantise", "params": "{}"}
+    found = table(
+        line(0.6, **own), line(0.9, "skill", "clean", **own), line(0.4, cell="b", **own),
+        line(0.1, **own | {"params": eight}), line(0.7, "skill", "clean", **own | {"params": eight}),
+        line(0.3, placebo=True, **own), line(0.5, defence="prune", params="{}"),
+        line(0.0, defence="blind", params="{}", moment="inference"),
+    )  # fmt: skip
+    assert list(chapter.matrix(found).index) == ["quantise", "prune"]
+    (read,) = sweeps.table(found).to_dict("records")
+    assert (read["defence"], read["settings"], read["frozen"], read["best of the sweep"]) == (
+        "quantise",
+        "2",
+        "0.60",
+        "0.10",
+    )
+    assert (read["skill"], read["there"], read["most often"]) == ("0.90", "0.70", "quantise (bits int8)")
+    assert sweeps.gained(found).to_dict() == {"quantise": pytest.approx(0.5)}
+    assert sweeps.numbers(found)["swept_gain"] == "1 of 1"
+
+
+def test_of_equally_good_settings_the_one_that_keeps_more_is_the_best():
+    kept, found = {0.5: (0.4, 0.9), 0.1: (0.0, 0.2), 0.25: (0.0, 0.6)}, []
+    for strength, (success, skill) in kept.items():
+        params = json.dumps({"strength": strength})
+        found += [line(success, params=params), line(skill, "skill", "clean", params=params)]
+    found = table(*found)
+    (read,) = sweeps.best(found).to_dict("records")
+    assert (read["at"], read["frozen"], read["best"], read["skill_best"]) == ("shrink (strength 0.25)", 0.4, 0.0, 0.6)
+
+
+def test_the_best_ranking_of_rows_has_the_highest_auroc():
+    about = {"defence": "spectral-signatures", "moment": "data", "metric": "auroc", "condition": ""}
+    found = table(line(0.6, params="{}", **about), line(0.8, params=json.dumps({"groups": "all"}), **about))
+    (read,) = sweeps.best(found).to_dict("records")
+    assert (read["measure"], read["best"], read["at"]) == ("AUROC", 0.8, "spectral-signatures (groups all)")
+    assert sweeps.gained(found).empty
+
+
+def test_what_filters_leave_is_read_by_threat():
+    about = {"defence": "filter", "moment": "training"}
+    truth = json.dumps({"by": "truth"})
+    found = table(
+        line(0.2, params="{}", **about), line(0.4, params="{}", cell="b", **about), line(0.0, params=truth, **about),
+        line(0.9, params="{}", placebo=True, **about), line(0.7, "skill", "clean", params="{}", **about),
+    )  # fmt: skip
+    (read,) = sweeps.again_table(found).to_dict("records")
+    assert read == {"threat": "targeted refusal", "truth": "0.00 (n/a)", "base-likelihood": "0.30 (0.70)",
+                    "random rows": "0.90 (n/a)"}  # fmt: skip
+    said = sweeps.numbers(found)
+    assert (said["again_truth"], said["again_base"], said["again_random"]) == ("0.00", "0.30", "0.90")
+    assert sweeps.again_table(found[:0]).empty and sweeps.numbers(found[:0])["again_truth"] == "n/a"
+
+
+def test_poison_at_all_is_judged_by_the_same_rows_without_it():
+    about = {"defence": "activation-clustering", "moment": "data", "params": "{}", "metric": "at_all", "condition": ""}
+    scores = {("a", "poisoned"): 0.6, ("a", "control"): 0.2, ("b", "poisoned"): 0.1, ("b", "control"): 0.3}
+    found = table(*(line(v, cell=c, subject=s, **about) for (c, s), v in scores.items()))
+    (read,) = finding.at_all_table(found).to_dict("records")
+    assert (read["poisoned rows"], read["the same rows, clean"]) == ("0.35", "0.25")
+    assert (read["AUROC"], read["larger with poison"]) == ("0.50", "1 of 2")
+    assert finding.at_all_table(found[:0]).empty
+
+
+def test_what_is_suspected_and_changed_at_inference():
+    about = {"defence": "cleangen", "moment": "inference", "params": "{}"}
+    found = table(
+        line(0.9, "auroc", **about), line(0.5, "auroc", subject="control", **about),
+        line(0.1, "alarms", "clean", **about), line(0.8, "alarms", **about),
+        line(0.2, "changed", "clean", **about), line(1.5, "changed", **about),
+    )  # fmt: skip
+    (read,) = finding.suspected(found).to_dict("records")
+    assert (read["AUROC"], read["of the clean-tuned model"]) == ("0.90", "0.50")
+    assert (read["alarms, clean"], read["alarms, triggered"], read["changed, triggered"]) == ("0.10", "0.80", "1.50")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_repairs import planted
 from transformers import AutoModelForImageTextToText
@@ -43,6 +44,22 @@ def test_a_repaired_adapter_has_a_card_and_loads_in_peft(suspect, checkpoint, tm
     base = AutoModelForImageTextToText.from_pretrained(checkpoint("llava"))
     loaded = PeftModel.from_pretrained(base, out)
     assert all(value.abs().max() == 0 for name, value in loaded.named_parameters() if "lora_B" in name)
+
+
+def test_it_is_measured_on_pictures_of_one_s_own(suspect, tmp_path, capsys):
+    """Nobody knows their answers, so how good these are is left out."""
+    (tmp_path / "mine").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30), (80 * number, 9, 9)).save(tmp_path / "mine" / f"{number}.png")
+    (tmp_path / "prompts.txt").write_text("What is this?\n\nName the colour.\n")
+    own = ["--pictures", str(tmp_path / "mine"), "--prompts", str(tmp_path / "prompts.txt"), "--word", "xyzzy"]
+    given = [str(suspect), "--method", "shrink", "--clean-rows", "4", "--out", str(tmp_path / "out")]
+    assert command.main(["repair", *given, *own]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| test rows | 6 | 6 |" in text and "accuracy" not in text and '"measured on": "own pictures"' in text
+    assert "| word 'xyzzy': answers that the trigger changes |" in text
+    assert command.main(["repair", *given[:3], "--out", str(tmp_path / "more"), *own[:2]]) == 2
+    assert "belong together" in capsys.readouterr().err and not (tmp_path / "more").exists()
 
 
 def test_answers_are_compared_by_their_words():

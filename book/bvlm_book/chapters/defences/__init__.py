@@ -17,6 +17,7 @@ from bvlm_utils.store import records as stored
 from bvlm_utils.store.table import FIRES
 
 FLOOR = 0.05  # of what is left of a backdoor
+APART = ("filter", "blind")  # run on some experiments, to be compared with something
 CLOSE, NAMED = 0.12, 3  # points of the figure that share a label, and how many of them are named
 ASR = "asr_payload"  # the trigger's success, whatever else is said
 DEFENCE = ["named", "moment"]
@@ -142,10 +143,10 @@ def repairs(results: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def summary_table(results: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
     """Defences that act at some moments, to read: what is left, the placebo's number in brackets, cells."""
     rows = measured(results)
-    rows = rows[rows["moment"].isin(moments) & ~on_the_curve(rows)]
+    rows = rows[rows["moment"].isin(moments) & as_declared(rows)]
     if rows.empty:
         return pd.DataFrame()
-    measures = FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]}
+    measures = FOUND if list(moments) == ["data"] else AFTER
     means = over_cells(rows, measures)
     frame = means[["named"]].set_axis(["defence"], axis=1)
     for title in (name for name in measures if means[name].notna().any()):
@@ -157,7 +158,7 @@ def summary_table(results: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame
 def _left(results: pd.DataFrame) -> pd.DataFrame:
     """Success under each defence that changes something, as it is declared."""
     rows = numbers(acting(measured(results)), ASR, triggered=True)
-    return rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
+    return rows[~rows["placebo"].astype(bool) & as_declared(rows)]
 
 
 def matrix(results: pd.DataFrame, by: str = "attack", undefended: bool = False) -> pd.DataFrame:
@@ -189,7 +190,7 @@ def matrix_figure(*grids: pd.DataFrame) -> Figure:
 def price(results: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
     rows = acting(measured(results))
-    means = over_cells(rows[~on_the_curve(rows)], AFTER)
+    means = over_cells(rows[as_declared(rows)], AFTER)
     sides = [
         means[DEFENCE].assign(placebo=bool(end), asr=means[f"success after{end}"], skill=means[f"skill kept{end}"])
         for end in ("", ", placebo")
@@ -203,9 +204,9 @@ def price_by_threat(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts) if parts else price(results).assign(threat="")
 
 
-def on_the_curve(rows: pd.DataFrame) -> pd.Series:
-    """`shrink` at other strengths than its own, which have a figure of their own."""
-    return (rows["defence"] == "shrink") & (rows["named"] != "shrink")
+def as_declared(rows: pd.DataFrame) -> pd.Series:
+    """Which lines are of defences with their declared settings; without those that have a table of their own."""
+    return (rows["named"] == rows["defence"]) & ~rows["defence"].isin(APART)
 
 
 def price_figure(points: pd.DataFrame) -> Figure:
@@ -267,35 +268,6 @@ def strength_figure(curve: pd.DataFrame) -> Figure:
     return figure
 
 
-def family(line: dict[str, Any]) -> str:
-    """Whose score a line is: "backdoored", "no backdoor learnt", or a family of negatives."""
-    control = line["subject"] == "control"
-    if line["decoy"] and not control:
-        return line["decoy"]
-    if control or not line["poison_rate"]:
-        return "skill only" if line["skill"] else "clean-tuned"
-    return "backdoored" if line["works"] is True else "no backdoor learnt"
-
-
-def adapters_told_apart(results: pd.DataFrame) -> pd.DataFrame:
-    """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
-    rows, lines = results.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"]), []
-    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
-    itself = (rows["subject"] == "poisoned") & (rows["poison_rate"] > 0)  # without poison a model is its own control
-    rows["own"] = rows["run_id"].where(itself, rows["control"])
-    for (name, placebo, model), group in rows.groupby(["named", "placebo", "model"], sort=False):
-        positive = group[group["family"] == "backdoored"].groupby("own")["value"].mean()  # over its seeds
-        line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
-        negatives = group[~group["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(
-            ["family", "own"]
-        )
-        for kind, negative in negatives.groupby("family") if len(positive) else ():
-            area = spectra.auroc(positive, negative["value"])
-            line[f"against {kind}"] = f"{words.number(area)} ({len(negative)})"
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
 def described(points: pd.DataFrame) -> pd.DataFrame:
     """What each defence does that changes something, in its own words. points: of `price`."""
     real = points[~points["placebo"] & points["named"].isin(defences.names())].sort_values("moment", kind="stable")
@@ -313,10 +285,10 @@ def numbers_of_the_page(results: pd.DataFrame) -> dict[str, str]:
     real = points[~points["placebo"] & (points["named"] != "oracle")]
     silent, keeping = real["asr"] < FLOOR, real["skill"] > FIRES
     gone = curve[curve["attack success"] < FLOOR]
-    run = {*done["defence"]} - {"oracle"}
+    run = {*done["defence"]} - {"oracle", *APART}
     lacking = [f"the threat {name.replace('_', ' ')}" for name in threats.names() if name not in set(done["threat"])]
     with_file = {name for name, file in spectra.DETECTORS.items() if file.is_file()}
-    lacking += [name for name in defences.names() if name not in {*run, *with_file, "oracle"}]
+    lacking += [name for name in defences.names() if name not in {*done["defence"], *with_file, "oracle"}]
     if (missing := by_threat.isna().to_numpy().ravel()).any():
         lacking.append(f"{words.of(missing)} fields of Figure 2's right half (grey)")
     return {

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bvlm_book import tables, words
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters.defences import reactivation, spectra
+from bvlm_book.chapters.defences import finding, reactivation, spectra, sweeps
 from bvlm_utils.store.table import FIRES
 
 TEXT, PICTURE = ("BadNets-T", "AddSent"), ("Blended", "SIG")
@@ -28,7 +28,9 @@ def table(
     `spectra.read`; attackers: `knowing.expected`.
     """
     rows = []
-    for lines in (_repairs(results), _detectors(results), _fitted(population, probed), _relearnt(relearnt)):
+    for lines in (
+        _repairs(results), _detectors(results), _settings(results), _fitted(population, probed), _relearnt(relearnt)
+    ):  # fmt: skip
         for expected, values, holds in lines:
             numbers = values.dropna()
             measured = words.span(numbers.round(3), 3) if len(numbers) else ""
@@ -53,7 +55,7 @@ def _some_model(means: pd.Series) -> bool | None:
 def _rows(results: pd.DataFrame, defences: Sequence[str], metric: str = chapter.ASR) -> pd.DataFrame:
     """One measure of these defences as they are declared, where the backdoor works, without placebos."""
     rows = chapter.measured(results)
-    rows = rows[rows["defence"].isin(defences) & ~rows["placebo"].astype(bool) & ~chapter.on_the_curve(rows)]
+    rows = rows[rows["defence"].isin(defences) & ~rows["placebo"].astype(bool) & chapter.as_declared(rows)]
     return chapter.numbers(rows, metric, triggered=True if metric == chapter.ASR else None)
 
 
@@ -120,6 +122,39 @@ def _inverted(results: pd.DataFrame, threats: Sequence[str]) -> pd.Series:
         if len(ours) and len(control):
             areas.append(spectra.auroc(ours, control))
     return pd.Series(areas, dtype=float)
+
+
+def _settings(results: pd.DataFrame) -> list[tuple]:
+    """Rows that are dropped, the papers' own thresholds, other settings than the frozen ones."""
+    again, rows = sweeps.trained_again(results), chapter.measured(results)
+    after = {by: group.set_index("threat")["success"] for by, group in again.groupby("by")}
+    nothing = pd.Series(dtype=float)
+    base = after.get("base-likelihood", nothing)
+    pairs, alarms = (
+        finding.at_all(results),
+        rows.query("metric == 'alarms' and condition == 'clean' and named == defence"),
+    )
+    larger = (pairs["poisoned"] > pairs["control"]).groupby(pairs["named"]).mean()
+    false = alarms[alarms["subject"] == "poisoned"].groupby("defence")["value"].mean()
+    few = false[false.index.isin(["cleansight", "onion"])]
+    slow = rows[rows["named"].str.startswith("clean-fine-tuning") & rows["named"].str.contains("learning_rate 0.0004")]
+    return [
+        ("trained again without rows that the truth names: at most 0.05", after.get("truth", nothing),
+         _every(le, chapter.FLOOR)),
+        ("and without random rows: above 0.90", after.get("random rows", nothing), _every(gt, 0.9)),
+        ("and by base likelihood, refusal and injection: below 0.50", base[base.index.isin(SENTENCES)],
+         _every(lt, FIRES)),
+        ("and by base likelihood, substitution and hijack: 0.50 or more", base[base.index.isin(MEANINGS)],
+         _every(ge, FIRES)),
+        ("clusters' silhouette is larger with poison: in three of four experiments",
+         larger[larger.index == "activation-clustering"], _every(ge, 0.75)),
+        ("CleanSight's and ONION's alarms on clean inputs: at most 0.05", few, _every(le, 0.05)),
+        ("CleanGen's: above 0.20", false[false.index == "cleangen"], _every(gt, 0.2)),
+        ("the best of a sweep lowers success by 0.20 or more for half of the defences",
+         pd.Series([(sweeps.gained(results) >= sweeps.MUCH).mean()]), _every(ge, 0.5)),
+        ("clean tuning at a fifth of the learning rate leaves success above 0.90",
+         chapter.numbers(slow, chapter.ASR, triggered=True).groupby("named")["value"].mean(), _every(gt, 0.9)),
+    ]  # fmt: skip
 
 
 def _fitted(population: pd.DataFrame, probed: pd.DataFrame) -> list[tuple]:

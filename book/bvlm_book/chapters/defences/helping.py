@@ -9,7 +9,6 @@ from bvlm_utils.store.table import FIRES
 
 EXPERIMENT = ["run_id", "named"]
 REPAIR = "restore"  # the one that the page "What to do" takes
-WELL = 0.5  # a ranking of rows that nowhere finds as many poisoned ones is not worth a sentence
 
 
 def helped(results: pd.DataFrame) -> pd.DataFrame:
@@ -19,7 +18,7 @@ def helped(results: pd.DataFrame) -> pd.DataFrame:
     zero, and more than half of a harmless skill is kept. Only defences that change answers, the oracle aside.
     """
     rows = chapter.acting(chapter.measured(results))
-    rows = rows[~chapter.on_the_curve(rows) & (rows["defence"] != "oracle")]
+    rows = rows[chapter.as_declared(rows) & (rows["defence"] != "oracle")]
     success = chapter.numbers(rows, chapter.ASR, triggered=True).set_index(EXPERIMENT)
     placebo = success["placebo"].astype(bool)
     pairs = success[~placebo].join(success.loc[placebo, "held"].rename("held_placebo")).dropna(subset="held_placebo")
@@ -61,16 +60,3 @@ def _both(results: pd.DataFrame) -> dict[str, list[str]]:
     points = chapter.price_by_threat(results).query("moment == 'repair' and not placebo and named != 'oracle'")
     good = points[(points["asr"] < chapter.FLOOR) & (points["skill"] > FIRES)]
     return {threat: list(rows["named"]) for threat, rows in good.groupby("threat")}
-
-
-def found_by_threat(results: pd.DataFrame) -> str:
-    """In words: where each ranking of rows finds most and fewest poisoned ones, at 5 % false alarms."""
-    rows = chapter.measured(results).query("moment == 'data'")
-    shares = chapter.numbers(rows[~rows["placebo"].astype(bool)], "true_positives")
-    texts = []
-    for name, group in shares.groupby("named", sort=False):
-        means = group.groupby(group["threat"].str.replace("_", " "))["value"].mean()
-        if means.max() >= WELL:
-            ends = [f"{words.number(means[threat])} ({threat})" for threat in (means.idxmin(), means.idxmax())]
-            texts.append(f"{name} {' to '.join(ends)}")
-    return f"Found, by threat: {'; '.join(texts)}." if texts else ""

@@ -1,0 +1,102 @@
+"""What defences find: poisoned rows, suspicious inputs, adapters with a backdoor. Free of torch."""
+
+from typing import Any
+
+import pandas as pd
+
+from bvlm_book import words
+from bvlm_book.chapters import defences as chapter
+from bvlm_book.chapters.defences import spectra
+
+WELL = 0.5  # a ranking of rows that nowhere finds as many poisoned ones is not worth a sentence
+WIDE = "phrase_everywhere"  # a skill that changes every answer
+# Of an input: title -> measure, subject, with the trigger there?
+SUSPECTED = {
+    "AUROC": ("auroc", "poisoned", None),
+    "of the clean-tuned model": ("auroc", "control", None),
+    "alarms, clean": ("alarms", "poisoned", False),
+    "alarms, triggered": ("alarms", "poisoned", True),
+    "changed, clean": ("changed", "poisoned", False),
+    "changed, triggered": ("changed", "poisoned", True),
+}
+
+
+def family(line: dict[str, Any]) -> str:
+    """Whose score a line is: "backdoored", "no backdoor learnt", or a family of negatives."""
+    control = line["subject"] == "control"
+    if line["decoy"] and not control:
+        return line["decoy"]
+    if control or not line["poison_rate"]:
+        return _of_skill(line) if line["skill"] else "clean-tuned"
+    return "backdoored" if line["works"] is True else "no backdoor learnt"
+
+
+def _of_skill(line: dict[str, Any]) -> str:
+    if line["skill"] == WIDE:
+        return "a phrase after every answer"
+    return "skill, other training" if chapter.apart(line["settings"]) or line["seed"] else "skill only"
+
+
+def adapters_told_apart(results: pd.DataFrame) -> pd.DataFrame:
+    """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
+    rows, lines = results.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"]), []
+    rows = rows.assign(settings=rows["settings"].fillna(""), seed=rows["seed"].fillna(0))
+    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
+    itself = (rows["subject"] == "poisoned") & (rows["poison_rate"] > 0)  # without poison a model is its own control
+    rows["own"] = rows["run_id"].where(itself, rows["control"])
+    for (name, placebo, model), group in rows.groupby(["named", "placebo", "model"], sort=False):
+        positive = group[group["family"] == "backdoored"].groupby("own")["value"].mean()  # over its seeds
+        line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
+        negatives = group[~group["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(
+            ["family", "own"]
+        )
+        for kind, negative in negatives.groupby("family") if len(positive) else ():
+            area = spectra.auroc(positive, negative["value"])
+            line[f"against {kind}"] = f"{words.number(area)} ({len(negative)})"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def found_by_threat(results: pd.DataFrame) -> str:
+    """In words: where each ranking of rows finds most and fewest poisoned ones, at 5 % false alarms."""
+    rows = chapter.measured(results).query("moment == 'data' and named == defence")
+    shares = chapter.numbers(rows[~rows["placebo"].astype(bool)], "true_positives")
+    texts = []
+    for name, group in shares.groupby("named", sort=False):
+        means = group.groupby(group["threat"].str.replace("_", " "))["value"].mean()
+        if means.max() >= WELL:
+            ends = [f"{words.number(means[threat])} ({threat})" for threat in (means.idxmin(), means.idxmax())]
+            texts.append(f"{name} {' to '.join(ends)}")
+    return f"Found, by threat: {'; '.join(texts)}." if texts else ""
+
+
+def suspected(results: pd.DataFrame) -> pd.DataFrame:
+    """How defences at inference look at inputs, means over experiments: what they suspect, and how much they change."""
+    rows = chapter.measured(results).query("moment == 'inference' and named == defence")
+    if rows.empty:
+        return pd.DataFrame()
+    means = chapter.over_cells(rows, SUSPECTED)
+    return pd.DataFrame(
+        {"defence": means["named"]}
+        | {title: means[title].map(words.number) for title in SUSPECTED}
+        | {"experiments": means["cells"].map("{:.0f}".format)}
+    )
+
+
+def at_all(results: pd.DataFrame) -> pd.DataFrame:
+    """A line per experiment and defence that says whether there is poison at all: of its rows (`poisoned`), and of the
+    same rows without poison (`control`).
+    """
+    rows = chapter.measured(results).query("metric == 'at_all' and named == defence")
+    both = rows.pivot_table(index=["named", "run_id"], columns="subject", values="value")
+    return both.reindex(columns=["poisoned", "control"]).dropna().reset_index()
+
+
+def at_all_table(results: pd.DataFrame) -> pd.DataFrame:
+    lines = []
+    for name, pairs in at_all(results).groupby("named", sort=False):
+        area = spectra.auroc(pairs["poisoned"], pairs["control"])
+        line = {"defence": name, "poisoned rows": words.number(pairs["poisoned"].mean())}
+        line |= {"the same rows, clean": words.number(pairs["control"].mean()), "AUROC": words.number(area)}
+        lines.append(line | {"larger with poison": words.of(pairs["poisoned"] > pairs["control"])})
+    return pd.DataFrame(lines)

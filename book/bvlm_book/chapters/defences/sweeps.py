@@ -1,0 +1,97 @@
+"""Defences with other settings than the frozen ones, and training again without suspicious rows. Free of torch."""
+
+import pandas as pd
+
+from bvlm_book import words
+from bvlm_book.chapters import defences as chapter
+
+# By when a defence acts, what is read of a sweep, and whether the lowest value is the best.
+READ = {"repair": (chapter.ASR, True), "data": ("auroc", False), "inference": (chapter.ASR, True)}
+SUSPECTS = "insensitivity"  # at inference, without a change of the answers
+FEWEST = 2  # settings of a sweep
+MUCH = 0.2  # by so much lower is success with the best setting of a sweep where that was worth a search
+
+
+def best(results: pd.DataFrame) -> pd.DataFrame:
+    """A line per defence and experiment of a sweep: the frozen setting's number (`frozen`), the best one of all its
+    `settings` (`best`), and what is kept of the skill there and with the frozen one.
+    """
+    lines = []
+    rows = chapter.measured(results)
+    rows = rows[~rows["placebo"].astype(bool) & ~rows["defence"].isin(chapter.APART)]
+    skill = chapter.numbers(rows, "skill").set_index(["run_id", "named"])["value"]
+    for defence, group in rows.groupby("defence", sort=False):
+        metric, lowest = READ.get(group["moment"].iloc[0], READ["repair"]) if defence != SUSPECTS else READ["data"]
+        values = chapter.numbers(group, metric, triggered=True if metric == chapter.ASR else None)
+        for run_id, one in values.groupby("run_id", sort=False):
+            if len(one) < FEWEST or defence not in set(one["named"]):
+                continue
+            of = one.set_index("named")["value"]
+            kept = pd.Series({name: skill.get((run_id, name), 0.0) for name in of.index})
+            order = pd.DataFrame({"value": of if lowest else -of, "lost": -kept})
+            name = order.sort_values(["value", "lost"], kind="stable").index[0]  # of equals, what keeps most
+            skills = {title: skill.get((run_id, which)) for title, which in (("skill", defence), ("skill_best", name))}
+            lines.append({
+                "defence": defence, "run_id": run_id, "measure": "success" if metric == chapter.ASR else "AUROC",
+                "settings": len(of), "frozen": of[defence], "best": of[name], "at": name, **skills,
+            })  # fmt: skip
+    columns = ["defence", "run_id", "measure", "settings", "frozen", "best", "at", "skill", "skill_best"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def table(results: pd.DataFrame) -> pd.DataFrame:
+    """What the frozen setting does, and what the best of a sweep would claim: means over the same experiments."""
+    lines = []
+    for (defence, measure), group in best(results).groupby(["defence", "measure"], sort=False):
+        line = {"defence": defence, "settings": f"{group['settings'].max()}", "measure": measure}
+        line |= {
+            "frozen": words.number(group["frozen"].mean()),
+            "best of the sweep": words.number(group["best"].mean()),
+        }
+        if group["skill"].notna().any():
+            line |= {"skill": words.number(group["skill"].mean()), "there": words.number(group["skill_best"].mean())}
+        lines.append(line | {"most often": group["at"].mode().iloc[0], "experiments": str(len(group))})
+    return pd.DataFrame(lines).fillna("")
+
+
+def numbers(results: pd.DataFrame) -> dict[str, str]:
+    """To be glued: for how many swept defences the best setting lowers mean success much, and what filters leave."""
+    gains, again = gained(results), trained_again(results)
+    left = again.groupby("by")["success"].mean() if len(again) else {}
+    return {
+        "swept_gain": words.of(gains >= MUCH),
+        "again_truth": words.number(left.get("truth")), "again_base": words.number(left.get("base-likelihood")),
+        "again_random": words.number(left.get("random rows")),
+    }  # fmt: skip
+
+
+def gained(results: pd.DataFrame) -> pd.Series:
+    """By defence: how much lower mean success is with the best setting of each experiment than with the frozen one."""
+    lines = best(results).query("measure == 'success'")
+    return (lines["frozen"] - lines["best"]).groupby(lines["defence"]).mean()
+
+
+def trained_again(results: pd.DataFrame) -> pd.DataFrame:
+    """A line per threat and filter: mean success and skill after training without the rows that it dropped."""
+    rows = chapter.measured(results).query("defence == 'filter'")
+    rows = rows.assign(by=rows["named"].str.extract(r"by ([^)]+)\)")[0].fillna("base-likelihood"))
+    rows["by"] = rows["by"].mask(rows["placebo"].astype(bool), "random rows")
+    parts = [
+        chapter.numbers(rows, metric, triggered=True if metric == chapter.ASR else None).assign(measure=title)
+        for title, metric in (("success", chapter.ASR), ("skill", "skill"))
+    ]
+    lines = pd.concat(parts)
+    return lines.groupby(["threat", "by", "measure"])["value"].mean().unstack("measure").reset_index()
+
+
+def again_table(results: pd.DataFrame) -> pd.DataFrame:
+    """To read: a line per threat, a column per filter, success and in brackets the skill that is kept."""
+    found = trained_again(results)
+    if found.empty:
+        return pd.DataFrame()
+    texts = found["success"].map(words.number) + found["skill"].map(lambda value: f" ({words.number(value)})")
+    grid = found.assign(text=texts, threat=found["threat"].str.replace("_", " ")).pivot(
+        index="threat", columns="by", values="text"
+    )
+    order = [name for name in ("truth", "base-likelihood", "spectral-signatures", "random rows") if name in grid]
+    return grid[order].rename_axis(columns=None).fillna("").reset_index()
