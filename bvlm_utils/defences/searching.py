@@ -29,7 +29,7 @@ def rows(bench: DefenceBench, points: Sequence[Defended]) -> None:
         numbers += told_apart(POISONED, "same kind", scores[truth], scores[same_kind])
         seconds = round(time.perf_counter() - started, 3)
         if not point.placebo:
-            numbers += _flagged(point.resolved.info.flags_above, scores, truth) + _at_all(bench, point)
+            numbers += _by_truth(point.resolved.info.flags_above, scores, truth) + _at_all(bench, point)
         records.write(point, bench.folder, {"status": "done", "numbers": numbers, "seconds": seconds})
 
 
@@ -39,12 +39,14 @@ def _searched(bench: DefenceBench, cell: Cell) -> tuple[Rows, np.ndarray]:
     return training.take(range(min(TRAINING_ROWS, len(training)))), truth[:TRAINING_ROWS]
 
 
-def _flagged(above: float | None, scores: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
-    """Which share of the poisoned and of the clean rows the paper's threshold takes for poisoned."""
-    if above is None:
-        return []
-    parts = {"poisoned rows": scores[truth], "clean rows": scores[~truth]}
-    return [share(POISONED, name, "flagged", part > above) for name, part in parts.items() if len(part)]
+def _by_truth(above: float | None, scores: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+    """Of the poisoned and of the clean rows: the mean score, and the share that the paper's threshold flags."""
+    numbers = []
+    for name, part in {"poisoned rows": scores[truth], "clean rows": scores[~truth]}.items():
+        if len(part):
+            numbers.append(number(POISONED, name, "mean_score", (float(part.mean()), None, None), len(part)))
+            numbers += [share(POISONED, name, "flagged", part > above)] if above is not None else []
+    return numbers
 
 
 def _at_all(bench: DefenceBench, point: Defended) -> list[dict[str, Any]]:

@@ -215,3 +215,19 @@ def test_what_is_suspected_and_changed_at_inference():
     (read,) = finding.suspected(found).to_dict("records")
     assert (read["AUROC"], read["of the clean-tuned model"]) == ("0.90", "0.50")
     assert (read["alarms, clean"], read["alarms, triggered"], read["changed, triggered"]) == ("0.10", "0.80", "1.50")
+
+
+def test_the_loss_of_poisoned_rows_is_read_step_by_step():
+    about, steps = {"moment": "data", "metric": "mean_score"}, {"params": json.dumps({"steps": 5})}
+    found = table(*(
+        line(value, condition=rows, cell=cell, **about, **given)
+        for rows, base, after in (("poisoned rows", 3.0, 0.5), ("clean rows", 1.0, 0.25))
+        for cell, value, given in (("a", base, {"defence": "base-likelihood", "params": "{}"}),
+                                   ("a", -after, {"defence": "early-loss"} | steps),
+                                   ("b", 9.0, {"defence": "base-likelihood", "params": "{}"}))
+    ))  # fmt: skip
+    curves = finding.losses(found)
+    assert curves["targeted_refusal", "poisoned rows"].to_dict() == {0: 3.0, 5: 0.5}  # b was read at one step alone
+    assert curves["targeted_refusal", "clean rows"].to_dict() == {0: 1.0, 5: 0.25}
+    assert "on 0 of 1 threats" in finding.losses_title(curves)
+    assert len(finding.loss_figure(curves).axes) == 1 and finding.losses(found[:0]).empty

@@ -126,6 +126,8 @@ def test_defences_of_the_other_moments_leave_their_numbers(place):
         assert 0 <= table["cleangen", subject, "clean", "alarms"] <= 1
     for rows in ("poisoned rows", "clean rows"):
         assert 0 <= table["activation-clustering", "poisoned", rows, "flagged"] <= 1
+    loss = {rows: table["base-likelihood", "poisoned", rows, "mean_score"] for rows in ("poisoned rows", "clean rows")}
+    assert loss["poisoned rows"] > loss["clean rows"] > 0
     for subject in ("poisoned", "control"):
         assert 0 <= table["cleangen", subject, "text", "asr_payload"] <= 1
         assert table["cleangen", subject, "text", "changed"] >= 0

@@ -1,10 +1,12 @@
 """What defences find: poisoned rows, suspicious inputs, adapters with a backdoor. Free of torch."""
 
+import json
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from bvlm_book import words
+from bvlm_book import figures, words
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import spectra
 
@@ -100,3 +102,37 @@ def at_all_table(results: pd.DataFrame) -> pd.DataFrame:
         line |= {"the same rows, clean": words.number(pairs["control"].mean()), "AUROC": words.number(area)}
         lines.append(line | {"larger with poison": words.of(pairs["poisoned"] > pairs["control"])})
     return pd.DataFrame(lines)
+
+
+def losses(results: pd.DataFrame) -> pd.DataFrame:
+    """The mean loss of poisoned and of clean rows (columns: threat, rows) after so many steps of training on them
+    (lines), over the experiments that were read at every step; before the first step it is the base's.
+    """
+    rows = chapter.measured(results).query("metric == 'mean_score' and defence in ['base-likelihood', 'early-loss']")
+    rows = rows[~rows["placebo"].astype(bool)]
+    steps = [json.loads(params).get("steps", 0) for params in rows["params"]]
+    sign = rows["defence"].map({"base-likelihood": 1, "early-loss": -1})  # whose score is minus the loss
+    rows = rows.assign(step=steps, loss=rows["value"] * sign.astype(float))
+    read = rows.groupby("run_id")["step"].transform("nunique")
+    rows = rows[read == read.max()] if len(rows) and read.max() > 1 else rows[:0]
+    return rows.pivot_table(index="step", columns=["threat", "condition"], values="loss")
+
+
+def losses_title(curves: pd.DataFrame) -> str:
+    below = [
+        bool((curves[threat]["poisoned rows"] < curves[threat]["clean rows"]).any())
+        for threat in (curves.columns.unique("threat") if len(curves) else ())
+    ]
+    return f"Poisoned rows' loss falls below that of clean rows on {words.of(pd.Series(below, dtype=bool))} threats."
+
+
+def loss_figure(curves: pd.DataFrame) -> Figure:
+    """A panel for each threat, a line for poisoned and one for clean rows."""
+    threats = list(curves.columns.unique("threat"))
+    figure, axes = figures.new_figure(len(threats), 7.4, 2.6, sharey=not figures.is_narrow())
+    for axis, threat in zip(axes, threats, strict=True):
+        for number, rows in enumerate(curves[threat]):
+            axis.plot(curves[threat][rows], label=rows, **figures.look(number))
+        axis.set(title=threat.replace("_", " "), xlabel="steps of training", ylabel="loss of an answer's token (nats)")
+        axis.legend()
+    return figure
