@@ -12,7 +12,7 @@ from bvlm_book import figures, tables, words
 from bvlm_book.chapters.defences import spectra
 from bvlm_utils import defences, store, threats
 from bvlm_utils.defences import records
-from bvlm_utils.defences.cell import Defended
+from bvlm_utils.defences.cell import CLEAN_ROWS, Defended
 from bvlm_utils.store import records as stored
 from bvlm_utils.store.table import FIRES
 
@@ -152,7 +152,18 @@ def summary_table(results: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame
     for title in (name for name in measures if means[name].notna().any()):
         placebos = [f" ({words.number(value)})" if pd.notna(value) else "" for value in means[f"{title}, placebo"]]
         frame[title] = means[title].map(words.number) + placebos
+    if measures is AFTER:
+        frame["clean rows"] = [clean_rows(name) for name in means["named"]]
     return frame.assign(cost=means["cost"].map(words.number), experiments=means["cells"].map("{:.0f}".format))
+
+
+def clean_rows(name: str) -> str:
+    """How many clean rows a defence takes as it is declared."""
+    if name not in defences.names():
+        return "n/a"
+    info = defences.info(name)
+    counted = info.counted(info.defaults) if info.counted else "clean rows" in info.needs
+    return f"{info.defaults.get('rows', CLEAN_ROWS) if counted else 0}"
 
 
 def _left(results: pd.DataFrame) -> pd.DataFrame:

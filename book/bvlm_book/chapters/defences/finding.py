@@ -12,6 +12,15 @@ from bvlm_book.chapters.defences import spectra
 
 WELL = 0.5  # a ranking of rows that nowhere finds as many poisoned ones is not worth a sentence
 WIDE = "phrase_everywhere"  # a skill that changes every answer
+CAPTIONS = (
+    "Target inversion looks for a sentence that the model ends, once it has begun it, whatever the input is: AUROC of "
+    "backdoored adapters against each kind without a backdoor, and its number.",
+    "Weights: a regression on the spectrum of each layer's update, fitted to many adapters and asked about an attack, "
+    "a threat or a model that it has not seen. AUROC against each kind without a backdoor, and its number.",
+    "States: a linear probe on half of the layers at an input's last token, fitted to a base's backdoored adapters "
+    "without one attack or threat, and asked about that. Mean AUROC on inputs with and without a trigger; what it "
+    "finds in the clean-tuned model is how a trigger looks. The placebo's labels were dealt out at random.",
+)
 # Of an input: title -> measure, subject, with the trigger there?
 SUSPECTED = {
     "AUROC": ("auroc", "poisoned", None),
