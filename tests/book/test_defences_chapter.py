@@ -231,3 +231,17 @@ def test_the_loss_of_poisoned_rows_is_read_step_by_step():
     assert curves["targeted_refusal", "clean rows"].to_dict() == {0: 1.0, 5: 0.25}
     assert "on 0 of 1 threats" in finding.losses_title(curves)
     assert len(finding.loss_figure(curves).axes) == 1 and finding.losses(found[:0]).empty
+
+
+def test_curves_are_read_for_each_kind_and_scores_centred_within_a_model():
+    about = {"defence": "target-inversion", "moment": "detect", "params": "{}", "metric": "score", "condition": ""}
+    found = table(*(
+        line(value + 100 * (model == "tiny-llava"), cell=f"{name}{model}", model=model, control=f"{name}{model}",
+             poison_rate=rate, **about)
+        for model in ("tiny-llava", "tiny-qwen2.5-vl") for name, value, rate in (("a", 3.0, 0.1), ("b", 2.0, 0.0))
+    ))  # fmt: skip
+    curves = finding.roc(found, pd.DataFrame())
+    assert set(curves["kind"]) == {"clean-tuned"}
+    assert curves[["false", "true"]].values.tolist() == [[0, 0], [0, 1], [1, 1]]  # above 0 within its model, and below
+    known = pd.DataFrame({"look": ["once"], "false": [0.0], "true": [1.0]})
+    assert len(finding.roc_figure(curves, known).axes) == 1

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -48,24 +49,73 @@ def _of_skill(line: dict[str, Any]) -> str:
     return "skill, other training" if chapter.apart(line["settings"]) or line["seed"] else "skill only"
 
 
-def adapters_told_apart(results: pd.DataFrame) -> pd.DataFrame:
-    """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
-    rows, lines = results.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"]), []
+def adapter_scores(results: pd.DataFrame) -> pd.DataFrame:
+    """A line per detector (`named`, `placebo`), model and adapter (`own`): its score and its `family`."""
+    rows = results.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"])
     rows = rows.assign(settings=rows["settings"].fillna(""), seed=rows["seed"].fillna(0))
     rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
     itself = (rows["subject"] == "poisoned") & (rows["poison_rate"] > 0)  # without poison a model is its own control
     rows["own"] = rows["run_id"].where(itself, rows["control"])
-    for (name, placebo, model), group in rows.groupby(["named", "placebo", "model"], sort=False):
-        positive = group[group["family"] == "backdoored"].groupby("own")["value"].mean()  # over its seeds
+    key = ["named", "placebo", "model", "family", "own"]
+    backdoored = rows["family"] == "backdoored"
+    means = rows[backdoored].groupby(key, sort=False, as_index=False)["value"].mean()  # over its seeds
+    others = rows[~backdoored & (rows["family"] != "no backdoor learnt")].drop_duplicates(key)
+    return pd.concat([means, others[[*key, "value"]]], ignore_index=True)
+
+
+def adapters_told_apart(results: pd.DataFrame) -> pd.DataFrame:
+    """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
+    lines = []
+    for (name, placebo, model), group in adapter_scores(results).groupby(["named", "placebo", "model"], sort=False):
+        positive = group.loc[group["family"] == "backdoored", "value"]
         line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
-        negatives = group[~group["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(
-            ["family", "own"]
-        )
-        for kind, negative in negatives.groupby("family") if len(positive) else ():
+        for kind, negative in group[group["family"] != "backdoored"].groupby("family") if len(positive) else ():
             area = spectra.auroc(positive, negative["value"])
             line[f"against {kind}"] = f"{words.number(area)} ({len(negative)})"
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def roc(results: pd.DataFrame, population: pd.DataFrame) -> pd.DataFrame:
+    """Curves of `detector` against each `kind` of adapters without a backdoor: shares of `false` and `true` alarms.
+
+    Scores are centred within each model first. population: `spectra.read`.
+    """
+    scores = adapter_scores(results)
+    sides = [scores[~scores["placebo"].astype(bool)].rename(columns={"named": "detector", "family": "kind"})]
+    if len(population):
+        weights = population.assign(value=spectra.scores(population, "threat"), detector="weights, another threat")
+        kinds = weights[spectra.KIND].mask(weights[spectra.TRUTH] == 1, "backdoored")
+        sides.append(weights.assign(kind=kinds).dropna(subset=["value"]))
+    lines = []
+    for detector, group in pd.concat(sides).groupby("detector", sort=False):
+        values = group["value"] - group.groupby("model")["value"].transform("median")
+        positive = values[group["kind"] == "backdoored"].to_numpy()
+        for kind, negative in values[group["kind"] != "backdoored"].groupby(group["kind"]):
+            for limit in [np.inf, *np.unique([*positive, *negative])[::-1]]:
+                shares = [float((side >= limit).mean()) for side in (negative.to_numpy(), positive)]
+                lines.append((detector, kind, *shares))
+    return pd.DataFrame(lines, columns=["detector", "kind", "false", "true"])
+
+
+def roc_figure(curves: pd.DataFrame, audited: pd.DataFrame) -> Figure:
+    """A panel for each detector, a line for each kind without a backdoor; grey: the audit, which knows the triggers.
+
+    audited: `chapters.audit.roc`.
+    """
+    names, kinds = list(curves["detector"].unique()), sorted(curves["kind"].unique())
+    figure, axes = figures.new_figure(len(names), 7.4, 3.9, sharey=not figures.is_narrow())
+    known = audited[audited["look"] == "once"].sort_values("false")
+    for axis, name in zip(axes, names, strict=True):
+        axis.plot(known["false"], known["true"], color="#8A8A8A", linestyle="--", label="audit, triggers known")
+        for number, kind in enumerate(kinds):
+            line = curves[(curves["detector"] == name) & (curves["kind"] == kind)]
+            axis.plot(line["false"], line["true"], label=kind, **(figures.look(number) | {"marker": ""}))
+        axis.set(title=name, xlabel="false alarms", ylabel="true alarms")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if figures.is_narrow() else 4
+    )
+    return figure
 
 
 def found_by_threat(results: pd.DataFrame) -> str:
