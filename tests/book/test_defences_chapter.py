@@ -215,6 +215,9 @@ def test_what_is_suspected_and_changed_at_inference():
     (read,) = finding.suspected(found).to_dict("records")
     assert (read["AUROC"], read["of the clean-tuned model"]) == ("0.90", "0.50")
     assert (read["alarms, clean"], read["alarms, triggered"], read["changed, triggered"]) == ("0.10", "0.80", "1.50")
+    assert finding.numbers(found) == {"cleansight_changes": "n/a", "onion_changes": "n/a"}
+    masked = table(line(0.5, "changed", **about | {"defence": "cleansight"}))
+    assert finding.numbers(masked)["cleansight_changes"] == "0.50"
 
 
 def test_the_loss_of_poisoned_rows_is_read_step_by_step():

@@ -144,6 +144,14 @@ def suspected(results: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def numbers(results: pd.DataFrame) -> dict[str, str]:
+    """To be glued: how many image tokens CleanSight masks of a triggered input, and how many words ONION leaves out."""
+    rows = chapter.measured(results)
+    rows = rows[chapter.as_declared(rows) & ~rows["placebo"].astype(bool)]
+    changed = chapter.numbers(rows, "changed", triggered=True).groupby("defence")["value"].mean()
+    return {f"{name}_changes": words.number(changed.get(name)) for name in ("cleansight", "onion")}
+
+
 def at_all(results: pd.DataFrame) -> pd.DataFrame:
     """A line per experiment and defence that says whether there is poison at all: of its rows (`poisoned`), and of the
     same rows without poison (`control`).
