@@ -248,3 +248,18 @@ def test_curves_are_read_for_each_kind_and_scores_centred_within_a_model():
     assert curves[["false", "true"]].values.tolist() == [[0, 0], [0, 1], [1, 1]]  # above 0 within its model, and below
     known = pd.DataFrame({"look": ["once"], "false": [0.0], "true": [1.0]})
     assert len(finding.roc_figure(curves, known).axes) == 1
+
+
+def test_experiments_on_which_few_defences_were_tried_have_a_table_of_their_own():
+    names = ("prune", "quantise", "truncate", "restore")
+    found = table(
+        *(line(0.4, defence=name, params="{}", cell=cell) for name in names for cell in "ab"),
+        line(0.8, defence="prune", params="{}", condition="both", cell="c", attack="MABA"),
+        line(1.0, "score", "", "target-inversion", "{}", "d", moment="detect", poison_rate=0.0),
+    )  # fmt: skip
+    assert set(chapter.core(found)["run_id"]) == {"a", "b", "d"}
+    (read,) = sweeps.elsewhere_table(found).to_dict("records")
+    assert read == {"defence": "prune", "MABA": "0.80"} and sweeps.elsewhere_table(found[:0]).empty
+    assert sweeps.as_in_the_core(found).to_dict() == {"prune": pytest.approx(0.4)}
+    (other, few_rows) = sweeps.expected(found)
+    assert other[1:] == ("0.400", False) and few_rows[1:] == ("", None)

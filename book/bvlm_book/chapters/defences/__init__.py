@@ -17,6 +17,7 @@ from bvlm_utils.store import records as stored
 from bvlm_utils.store.table import FIRES
 
 FLOOR = 0.05  # of what is left of a backdoor
+MOST = 0.75  # of the defences; experiments with fewer have a table of their own
 APART = ("filter", "blind")  # run on some experiments, to be compared with something
 CLOSE, NAMED = 0.12, 3  # points of the figure that share a label, and how many of them are named
 ASR = "asr_payload"  # the trigger's success, whatever else is said
@@ -34,9 +35,8 @@ FOUND = {"AUROC": ("auroc", "poisoned", None), "found at 5 % false alarms": ("tr
 
 
 def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
-    """`every` without attackers who knew the defence and have settings of their own."""
-    results = every(place, relearnt)
-    return results[~adaptive(results)]
+    """The `core` of `every`."""
+    return core(every(place, relearnt))
 
 
 def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
@@ -92,6 +92,18 @@ def adaptive(results: pd.DataFrame) -> pd.Series:
     cells = meant(results) & ~results.duplicated("run_id")
     usual = {model: group.mode().iloc[0] for model, group in kinds[cells].groupby(results.loc[cells, "model"])}
     return meant(results) & (kinds != results["model"].map(usual))
+
+
+def core(results: pd.DataFrame) -> pd.DataFrame:
+    """Without attackers who knew the defence and have settings of their own, and without `few`."""
+    return results[~adaptive(results) & ~few(results)]
+
+
+def few(results: pd.DataFrame) -> pd.Series:
+    """Which lines are of backdoored models on which few defences were tried: means over them compare with no others."""
+    own = results[meant(results) & ~adaptive(results)]
+    counts = own[as_declared(own)].groupby("run_id")["named"].nunique()
+    return results["run_id"].isin(counts.index[counts < MOST * counts.max()])
 
 
 def measured(results: pd.DataFrame) -> pd.DataFrame:

@@ -35,6 +35,7 @@ EXPECTED = [
          ("hidden-distance", AUROC): lambda line: line["value"] > 0.9,
          ("cleangen", chapter.ASR): lambda line: line["value"] < 0.05}),
 ]  # fmt: skip
+FEW_ROWS = "epochs=3"  # the fewest rows that work, which are no attacker's choice (`few_rows`)
 EVADED = 0.1  # by so much more success, or so much less AUROC or score, an attacker does better than the usual one
 
 
@@ -61,6 +62,7 @@ def numbers(lines: pd.DataFrame) -> dict[str, str]:
 def expected(results: pd.DataFrame) -> list[tuple]:
     """What was expected of these attackers and what came of it, as `tables.told` takes it. results: of `every`."""
     lines, told = read(results), []
+    lines = lines[~lines["settings"].fillna("").str.contains(FEW_ROWS)]
     of_one = {(line["named"], line["metric"]): line for line in lines.to_dict("records")}
     for text, must_work, checks in EXPECTED:
         parts = [(of_one.get(key), holds) for key, holds in checks.items()]
@@ -71,6 +73,13 @@ def expected(results: pd.DataFrame) -> list[tuple]:
             came = works and all(bool(holds(line)) for line, holds in parts)
         told.append((f"attacker, {text}", ", ".join(measured), came))
     return [*told, _smaller_update(results, lines)]
+
+
+def few_rows(results: pd.DataFrame) -> pd.Series:
+    """By ranking of rows: how much AUROC it loses where few rows are poisoned, on average. results: of `every`."""
+    lines = read(results).query("metric == @AUROC and moment == 'data'")
+    lines = lines[lines["settings"].fillna("").str.contains(FEW_ROWS)]
+    return (lines["usual"] - lines["value"]).groupby(lines["named"]).mean()
 
 
 def _smaller_update(results: pd.DataFrame, lines: pd.DataFrame) -> tuple:

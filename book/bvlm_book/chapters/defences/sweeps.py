@@ -1,9 +1,12 @@
 """Defences with other settings than the frozen ones, and training again without suspicious rows. Free of torch."""
 
+from operator import ge, le
+
 import pandas as pd
 
 from bvlm_book import words
 from bvlm_book.chapters import defences as chapter
+from bvlm_book.chapters.defences import knowing
 
 # By when a defence acts, what is read of a sweep, and whether the lowest value is the best.
 READ = {"repair": (chapter.ASR, True), "data": ("auroc", False), "inference": (chapter.ASR, True)}
@@ -69,6 +72,45 @@ def gained(results: pd.DataFrame) -> pd.Series:
     """By defence: how much lower mean success is with the best setting of each experiment than with the frozen one."""
     lines = best(results).query("measure == 'success'")
     return (lines["frozen"] - lines["best"]).groupby(lines["defence"]).mean()
+
+
+def elsewhere(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean success after each defence (lines) by attack, of experiments with few defences. results: of `every`."""
+    rows = results[chapter.few(results) & ~chapter.adaptive(results)]
+    rows = chapter.acting(chapter.measured(rows))
+    rows = chapter.numbers(rows[chapter.as_declared(rows) & ~rows["placebo"].astype(bool)], chapter.ASR, triggered=True)
+    return rows.pivot_table(index="named", columns="attack", values="value")
+
+
+def elsewhere_table(results: pd.DataFrame) -> pd.DataFrame:
+    grid = elsewhere(results)
+    texts = grid.map(words.number).rename_axis(index="defence", columns=None)
+    return texts.reset_index() if len(grid) else pd.DataFrame()
+
+
+def as_in_the_core(results: pd.DataFrame) -> pd.Series:
+    """By repair: how far mean success on the other attacks is from the core's on the same threats and models."""
+    rows = chapter.measured(results)
+    rows = rows[chapter.as_declared(rows) & ~rows["placebo"].astype(bool) & (rows["moment"] == "repair")]
+    rows = chapter.numbers(rows[~chapter.adaptive(rows)], chapter.ASR, triggered=True)
+    other = chapter.few(results).reindex(rows.index)
+    same = rows[rows["threat"].isin(rows.loc[other, "threat"]) & rows["model"].isin(rows.loc[other, "model"])]
+    means = same.groupby(["named", other.reindex(same.index)])["value"].mean().unstack()
+    return (means[True] - means[False]).abs().dropna() if {True, False} <= set(means) else pd.Series(dtype=float)
+
+
+def expected(results: pd.DataFrame) -> list[tuple]:
+    """What was expected where the core did not look, and what came of it, for `tables.told`. results: of `every`."""
+    lost = knowing.few_rows(results).reindex(["activation-clustering", "spectral-signatures"]).dropna()
+    lines = [
+        ("the other attacks: success after each repair within 0.20 of the core's", as_in_the_core(results), le, 0.2),
+        ("few rows: clustering and spectral signatures lose 0.10 of AUROC or more", lost, ge, 0.1),
+    ]
+    return [
+        (text, words.span(values.round(3), 3) if len(values) else "",
+         bool(relation(values, bound).all()) if len(values) else None)
+        for text, values, relation, bound in lines
+    ]  # fmt: skip
 
 
 def trained_again(results: pd.DataFrame) -> pd.DataFrame:
