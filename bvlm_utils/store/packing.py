@@ -136,22 +136,31 @@ def _defended(content: bytes) -> tuple[Any, Any] | None:
 
 
 def _other_numbers(ours: Files, theirs: Files) -> list[str]:
-    """The defended cells of which two stores have other numbers."""
+    """The defended cells of which two stores have other numbers, not only more of them."""
     shared = [path for path in ours if path.startswith(DEFENDED) and ours[path] != theirs.get(path, ours[path])]
     pairs = {path: (_defended(ours[path]), _defended(theirs[path])) for path in shared}
-    return [path for path, (first, second) in pairs.items() if first and second and first != second]
+    return [
+        path for path, pair in pairs.items()
+        if all(pair) and not (_holds(*pair) or _holds(*reversed(pair)))
+    ]  # fmt: skip
+
+
+def _holds(first: tuple[Any, Any], second: tuple[Any, Any]) -> bool:
+    """Does the first of two records say all that the second says?"""
+    return first[0] == second[0] and all(number in first[1] for number in second[1])
 
 
 def _merged(ours: Files, theirs: Files, replace: bool) -> Files:
-    """Files of two stores. A defended cell's record gives way where `replace` says so or it is damaged; what else an
-    adapter was asked is added up.
+    """Files of two stores. A defended cell's record gives way where `replace` says so, it is damaged, or the other one
+    says more besides; what else an adapter was asked is added up.
     """
     merged = dict(theirs)
     for path, content in ours.items():
         if path not in merged or (replace and path.startswith("attacks/")):
             merged[path] = content
         elif path.startswith(DEFENDED):
-            if _defended(content) and (replace or not _defended(merged[path])):
+            mine, known = _defended(content), _defended(merged[path])
+            if mine and (replace or not known or (_holds(mine, known) and mine != known)):
                 merged[path] = content
         elif path.startswith(ASKED):
             merged[path] = _added_up(content, merged[path])

@@ -212,6 +212,22 @@ def test_other_numbers_of_a_defended_cell_are_refused_unless_they_replace_it(fat
     assert held(thin) == 0.9
 
 
+def test_a_defended_cell_that_says_more_besides_takes_the_place_of_its_record(fat, tmp_path):
+    path, thin, mine = f"defences/{cell().run_id}+onion-s0-12345678.json", tmp_path / "thin", tmp_path / "mine"
+    shutil.copytree(fat, mine)
+    short, full = (
+        [{"metric": "auroc", "value": 0.5}],
+        [{"metric": "auroc", "value": 0.5}, {"metric": "alarms", "value": 0}],
+    )
+    for root, numbers in ((fat, short), (mine, full)):
+        write_file(root / path, json.dumps({"status": "done", "numbers": numbers}))
+    for first, second in ((fat, mine), (mine, fat)):
+        target = thin / first.name
+        packing.pack(first, target)
+        packing.pack(second, target)
+        assert json.loads(packed.content(target, *path.split("/")))["numbers"] == full
+
+
 def test_a_damaged_record_in_a_packed_store_stops_nothing_and_keeps_its_answers(fat, tmp_path):
     (fat / cell().run_id / "record.json").write_text("{")
     packing.swap(fat, tmp_path / "thin")
