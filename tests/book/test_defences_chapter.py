@@ -192,6 +192,10 @@ def test_what_filters_leave_is_read_by_threat():
                     "random rows": "0.90 (n/a)"}  # fmt: skip
     said = sweeps.numbers(found)
     assert (said["again_truth"], said["again_base"], said["again_random"]) == ("0.00", "0.30", "0.90")
+    assert said["again_both"] == "none"
+    by = json.dumps({"by": "spectral-signatures"})
+    good = table(line(0.01, params=by, **about), line(0.9, "skill", "clean", params=by, **about))
+    assert sweeps.numbers(good)["again_both"] == "spectral-signatures (targeted refusal)"
     assert sweeps.again_table(found[:0]).empty and sweeps.numbers(found[:0])["again_truth"] == "n/a"
 
 

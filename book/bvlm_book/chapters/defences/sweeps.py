@@ -7,6 +7,7 @@ import pandas as pd
 from bvlm_book import words
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import knowing
+from bvlm_utils.store.table import FIRES
 
 # By when a defence acts, what is read of a sweep, and whether the lowest value is the best.
 READ = {"repair": (chapter.ASR, True), "data": ("auroc", False), "inference": (chapter.ASR, True)}
@@ -64,8 +65,18 @@ def numbers(results: pd.DataFrame) -> dict[str, str]:
     return {
         "swept_gain": words.of(gains >= MUCH),
         "again_truth": words.number(left.get("truth")), "again_base": words.number(left.get("base-likelihood")),
-        "again_random": words.number(left.get("random rows")),
+        "again_random": words.number(left.get("random rows")), "again_both": _both(again),
     }  # fmt: skip
+
+
+def _both(again: pd.DataFrame) -> str:
+    """In words: which filters leave almost no success and over half of the skill, and on which threats."""
+    if again.empty:
+        return "none"
+    good = again[(again["success"] < chapter.FLOOR) & (again["skill"] > FIRES)]
+    good = good[~good["by"].isin(["truth", "random rows"])]
+    texts = [f"{by} ({', '.join(rows['threat'].str.replace('_', ' '))})" for by, rows in good.groupby("by")]
+    return " and ".join(texts) or "none"
 
 
 def gained(results: pd.DataFrame) -> pd.Series:
