@@ -200,6 +200,6 @@ def loss_figure(curves: pd.DataFrame) -> Figure:
     for axis, threat in zip(axes, threats, strict=True):
         for number, rows in enumerate(curves[threat]):
             axis.plot(curves[threat][rows], label=rows, **figures.look(number))
-        axis.set(title=threat.replace("_", " "), xlabel="steps of training", ylabel="loss of an answer's token (nats)")
+        axis.set(title=threat.replace("_", " "), xlabel="steps of training", ylabel="loss (nats)")
         axis.legend()
     return figure
