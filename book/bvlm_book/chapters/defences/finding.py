@@ -113,7 +113,7 @@ def roc_figure(curves: pd.DataFrame, audited: pd.DataFrame) -> Figure:
             axis.plot(line["false"], line["true"], label=kind, **(figures.look(number) | {"marker": ""}))
         axis.set(title=name, xlabel="false alarms", ylabel="true alarms")
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if figures.is_narrow() else 4
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1 if figures.is_narrow() else 4
     )
     return figure
 
