@@ -4,9 +4,10 @@ import gc
 import json
 import statistics
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,35 @@ class Run:
         release()
         self.note(part, seconds=seconds, **({"failed": failed[:300]} if failed else numbers))
         return numbers
+
+
+WARNING = 4.0  # seconds before the end of a step at which what is there so far is noted
+
+
+@contextmanager
+def noted_in_time(run: Run, part: str, so_far: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Notes what there is when the step is about to be stopped inside the `with`."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        if not ended.wait(max(0.0, run.left() - WARNING)):
+            run.note(part, **so_far())
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def agreement(pairs: Iterable[tuple[str, Sequence[float], Sequence[float]]]) -> dict[str, Any]:
+    """How many intervals meet, and the worst difference. pairs: name, and twice value, low, high."""
+    met, total, worst = 0, 0, (0.0, "")
+    for name, (value, low, high), (other, other_low, other_high) in pairs:
+        total += 1
+        met += low <= other_high and other_low <= high
+        worst = max(worst, (abs(value - other), name))
+    return {"numbers": total, "intervals_meet": met, "worst": worst[0], "worst_is": worst[1]}
 
 
 def _short(value: Any) -> Any:

@@ -7,7 +7,6 @@ machine may not have.
 
 import json
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ EXPECTED = Path(__file__).resolve().parent.parent / "gpu_expected_defences.json"
 GRID, THREAT, SKILL = "defences_core.yml", "targeted_refusal", "counts_in_words"
 COMPARED = ("asr_payload", "skill", "auroc")  # of a poisoned model
 FEW = ("shrink", "attention-collapse", "cleansight")  # of three moments; two of them read attention
-WARNING = 4.0  # seconds before the end of the step at which what is there so far is noted
 
 
 def run(run) -> None:
@@ -56,17 +54,11 @@ def declared() -> tuple[list[str], list[str]]:
 
 def defended(run, points: Sequence[Defended], place: Path) -> dict:
     """All points from their adapters to their records: points a minute, and the seconds of each defence."""
-    started, ended = time.perf_counter(), threading.Event()
+    from gpu_steps.common import noted_in_time
 
-    def watch() -> None:
-        if not ended.wait(max(0.0, run.left() - WARNING)):
-            run.note("defences before the end came", **so_far(points, place, started))
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
+    started = time.perf_counter()
+    with noted_in_time(run, "defences before the end came", lambda: so_far(points, place, started)):
         failed = measure.execute(points, place)
-    finally:
-        ended.set()
     found = so_far(points, place, started)
     return found | ({"failed": f"{failed[0][0].name}: {failed[0][1]}"[-200:]} if failed else {})
 
@@ -99,16 +91,15 @@ def key_of(point: Defended) -> str:
 
 def compared(points: Sequence[Defended], place: Path) -> dict:
     """The share of numbers whose interval meets the expected one's, and the worst."""
+    from gpu_steps.common import agreement
+
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.is_file() else {}
-    met, total, worst = 0, 0, (0.0, "")
+    pairs = []
     for point in points:
         theirs = expected.get(key_of(point), {})
-        for name, (value, low, high) in numbers(point, place).items():
-            if name in theirs:
-                total += 1
-                met += low <= theirs[name][2] and theirs[name][1] <= high
-                worst = max(worst, (abs(value - theirs[name][0]), f"{key_of(point)}: {name}"))
-    return {"numbers": total, "intervals_meet": met, "worst": worst[0], "worst_is": worst[1]}
+        ours = numbers(point, place)
+        pairs += [(f"{key_of(point)}: {name}", ours[name], theirs[name]) for name in ours if name in theirs]
+    return agreement(pairs)
 
 
 def renew() -> None:

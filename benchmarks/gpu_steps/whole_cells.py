@@ -7,7 +7,6 @@ not have.
 import dataclasses
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from bvlm_utils.store.records import REFERENCE
 ATTACKS = ["BadNets-T", "Blended", "BadNets-MM", "AddSent"]
 THREAT = "targeted_refusal"
 EXPECTED = Path(__file__).resolve().parent.parent / "gpu_expected.json"
-WARNING = 4.0  # seconds before the end of the step at which what is there so far is noted
 
 
 def run(run) -> None:
@@ -47,15 +45,15 @@ def _fields() -> list[str]:
 
 def carried_out(run, cells: Sequence[Cell], place: Path) -> dict:
     """Cells from nothing to their records: seconds by phase, summed over the cells."""
+    from gpu_steps.common import noted_in_time
+
     started = time.perf_counter()
-    ended = _note_in_time(run, cells, place, started)
     failed = {}
-    try:
-        study.run_cells(cells, place)
-    except StudyError as error:  # the other cells of the list were run
-        failed = {"failed": str(error).splitlines()[-1].strip()[-200:]}
-    finally:
-        ended.set()
+    with noted_in_time(run, "cells before the end came", lambda: so_far(cells, place, started)):
+        try:
+            study.run_cells(cells, place)
+        except StudyError as error:  # the other cells of the list were run
+            failed = {"failed": str(error).splitlines()[-1].strip()[-200:]}
     return so_far(cells, place, started) | failed
 
 
@@ -69,18 +67,6 @@ def so_far(cells: Sequence[Cell], place: Path, started: float) -> dict:
     made = [record for record in records if record["status"] == "done"]
     about = {name: made[0][name] for name in ("device", "dtype", "tuned_together") if made}
     return {"done": len(made), "cells_per_minute": 60 * len(made) / seconds, **phases, **about}
-
-
-def _note_in_time(run, cells: Sequence[Cell], place: Path, started: float) -> threading.Event:
-    """Notes what there is when the step is about to be stopped; set the event that it gives when all is done."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        if not ended.wait(max(0.0, run.left() - WARNING)):
-            run.note("cells before the end came", **so_far(cells, place, started))
-
-    threading.Thread(target=watch, daemon=True).start()
-    return ended
 
 
 def breadth(run, place: Path, few: dict) -> None:
@@ -119,21 +105,21 @@ def key_of(number: dict) -> str:
 
 def compared(cells: Sequence[Cell], place: Path) -> dict:
     """The share of numbers whose interval meets the expected one's, the worst, and the success rates side by side."""
+    from gpu_steps.common import agreement
+
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.is_file() else {}
-    met, total, worst, shown = 0, 0, (0.0, ""), {}
+    pairs, shown = [], {}
     for cell in cells:
         theirs = {key_of(one): one for one in expected.get(cell.attack, [])}
         for ours in numbers(cell, place):
-            key = key_of(ours)
-            if key not in theirs or theirs[key]["low"] is None or ours["low"] is None:
+            other = theirs.get(key_of(ours))
+            if other is None or other["low"] is None or ours["low"] is None:
                 continue
-            other = theirs[key]
-            total += 1
-            met += ours["low"] <= other["high"] and other["low"] <= ours["high"]
-            worst = max(worst, (abs(ours["value"] - other["value"]), f"{cell.attack}: {key}"))
+            both = [[one[name] for name in ("value", "low", "high")] for one in (ours, other)]
+            pairs.append((f"{cell.attack}: {key_of(ours)}", *both))
             if ours["metric"] == "asr" and ours["subject"] == "poisoned":
                 shown[f"{cell.attack} {ours['condition']}"] = [ours["value"], other["value"]]
-    return {"numbers": total, "intervals_meet": met, "worst": worst[0], "worst_is": worst[1], "asr": shown}
+    return agreement(pairs) | {"asr": shown}
 
 
 def renew() -> None:

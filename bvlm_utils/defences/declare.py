@@ -41,6 +41,8 @@ class DefenceInfo:
     at_all: of a defence that scores training rows, "module:function" of `(victim, adapter, rows, settings, draws) ->
         float`: is there poison among the rows at all? Higher is more suspicious.
     flags_above: of a defence that scores training rows, the score above which its paper takes a row for poisoned.
+    scored_by: of a training that drops rows, the setting that names whose scores they get: a defence that searches
+        rows, or "truth".
     numbers: with such settings, does it work with the base's weights as numbers, which a base in 4 bit has not?
     counted: with such settings, does it take as many clean rows as its setting `rows` says? If not given, one that
         needs clean rows does.
@@ -58,6 +60,7 @@ class DefenceInfo:
     many: str = ""
     at_all: str = ""
     flags_above: float | None = None
+    scored_by: str = ""
     params: Mapping[str, Param] = field(default_factory=dict)
     numbers: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     counted: Callable[[Mapping[str, Any]], bool] | None = None

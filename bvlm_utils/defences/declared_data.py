@@ -33,7 +33,7 @@ declare(
     summary="nearness to the smaller of two clusters of states",
     version=1,
     function="spectral:clusters",
-    at_all="spectral:parted",
+    at_all="spectral:largest_silhouette",
     flags_above=0.0,  # the smaller cluster
     placebo=RANDOM,
     params=STATES,

@@ -25,6 +25,7 @@ declare(
     summary="drops the most suspicious rows before training",
     version=1,
     function="filtered:without_suspicious",
+    scored_by="by",
     numbers=always,  # a training in a bank
     placebo="filtered:without_random",
     params={

@@ -208,10 +208,11 @@ def _job(bench: DefenceBench, point: Defended, cell: Cell) -> Any:
 
 def _training_rows(bench: DefenceBench, point: Defended, cell: Cell) -> Rows:
     """The rows that a cell or its control was tuned on, with pictures, or with scores where the defence drops rows."""
-    by = point.resolved.params.get("by")
-    rows, truth = bench.training(cell, pictures=by is None)
-    if by is None:
+    setting = point.resolved.info.scored_by
+    rows, truth = bench.training(cell, pictures=not setting)
+    if not setting:
         return rows
+    by = point.resolved.params[setting]
     if by == "truth":
         return replace(rows, scores=truth.astype(float))
     args = (bench.bench.victim, bench.adapter(cell), rows)

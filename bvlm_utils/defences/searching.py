@@ -51,10 +51,10 @@ def _by_truth(above: float | None, scores: np.ndarray, truth: np.ndarray) -> lis
 
 def _at_all(bench: DefenceBench, point: Defended) -> list[dict[str, Any]]:
     """What speaks for poison among a cell's rows, and among those of its control, which have none."""
+    if not point.resolved.info.at_all:
+        return []
     numbers = []
     for subject, cell in ((POISONED, point.cell), (CONTROL, point.cell.control)):
-        if not point.resolved.info.at_all:
-            continue
         args = (bench.bench.victim, bench.adapter(cell), _searched(bench, cell)[0])
         score = bench.once((cell.run_id, "at all"), lambda args=args: point.resolved.at_all(*args, seed=point.seed))
         numbers.append(number(subject, "", "at_all", (score, None, None), 1))

@@ -42,7 +42,9 @@ def clusters(
     return scores
 
 
-def parted(victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator) -> float:
+def largest_silhouette(
+    victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator
+) -> float:
     """The largest silhouette of a group's two clusters: Chen et al. 2018, section 4, on whether there is poison."""
     states = states_of(victim, adapter, rows, settings)
     members = [one for one in groups(rows, settings) if len(one) >= FEWEST]

@@ -95,11 +95,11 @@ def adaptive(results: pd.DataFrame) -> pd.Series:
 
 
 def core(results: pd.DataFrame) -> pd.DataFrame:
-    """Without attackers who knew the defence and have settings of their own, and without `few`."""
-    return results[~adaptive(results) & ~few(results)]
+    """Without attackers who knew the defence and have settings of their own, and without `few_defences`."""
+    return results[~adaptive(results) & ~few_defences(results)]
 
 
-def few(results: pd.DataFrame) -> pd.Series:
+def few_defences(results: pd.DataFrame) -> pd.Series:
     """Which lines are of backdoored models on which few defences were tried: means over them compare with no others."""
     own = results[meant(results) & ~adaptive(results)]
     counts = own[as_declared(own)].groupby("run_id")["named"].nunique()

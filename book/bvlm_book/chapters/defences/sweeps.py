@@ -1,5 +1,6 @@
 """Defences with other settings than the frozen ones, and training again without suspicious rows. Free of torch."""
 
+import json
 from operator import ge, le
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pandas as pd
 from bvlm_book import words
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import knowing
+from bvlm_utils import defences
 from bvlm_utils.store.table import FIRES
 
 # By when a defence acts, what is read of a sweep, and whether the lowest value is the best.
@@ -87,7 +89,7 @@ def gained(results: pd.DataFrame) -> pd.Series:
 
 def elsewhere(results: pd.DataFrame) -> pd.DataFrame:
     """Mean success after each defence (lines) by attack, of experiments with few defences. results: of `every`."""
-    rows = results[chapter.few(results) & ~chapter.adaptive(results)]
+    rows = results[chapter.few_defences(results) & ~chapter.adaptive(results)]
     rows = chapter.acting(chapter.measured(rows))
     rows = chapter.numbers(rows[chapter.as_declared(rows) & ~rows["placebo"].astype(bool)], chapter.ASR, triggered=True)
     return rows.pivot_table(index="named", columns="attack", values="value")
@@ -104,7 +106,7 @@ def as_in_the_core(results: pd.DataFrame) -> pd.Series:
     rows = chapter.measured(results)
     rows = rows[chapter.as_declared(rows) & ~rows["placebo"].astype(bool) & (rows["moment"] == "repair")]
     rows = chapter.numbers(rows[~chapter.adaptive(rows)], chapter.ASR, triggered=True)
-    other = chapter.few(results).reindex(rows.index)
+    other = chapter.few_defences(results).reindex(rows.index)
     same = rows[rows["threat"].isin(rows.loc[other, "threat"]) & rows["model"].isin(rows.loc[other, "model"])]
     means = same.groupby(["named", other.reindex(same.index)])["value"].mean().unstack()
     return (means[True] - means[False]).abs().dropna() if {True, False} <= set(means) else pd.Series(dtype=float)
@@ -127,7 +129,7 @@ def expected(results: pd.DataFrame) -> list[tuple]:
 def trained_again(results: pd.DataFrame) -> pd.DataFrame:
     """A line per threat and filter: mean success and skill after training without the rows that it dropped."""
     rows = chapter.measured(results).query("defence == 'filter'")
-    rows = rows.assign(by=rows["named"].str.extract(r"by ([^)]+)\)")[0].fillna("base-likelihood"))
+    rows = rows.assign(by=[(defences.info("filter").defaults | json.loads(text))["by"] for text in rows["params"]])
     rows["by"] = rows["by"].mask(rows["placebo"].astype(bool), "random rows")
     parts = [
         chapter.numbers(rows, metric, triggered=True if metric == chapter.ASR else None).assign(measure=title)
