@@ -8,6 +8,7 @@ from stored import tidy
 
 from bvlm_book import tables
 from bvlm_book.chapters import defences, quickstart, small_patch, threat, threat_notes
+from bvlm_book.chapters.defences import sweeps
 from bvlm_utils import attacks, study
 from bvlm_utils.defences import info
 from bvlm_utils.defences.records import COLUMNS as DEFENDED
@@ -124,19 +125,29 @@ def test_the_best_repair_stands_beside_its_placebo_and_the_best_that_keeps_the_s
     ])  # fmt: skip
     found = defences.with_names(found.assign(works=found["run_id"] == "a-BadNets-T-0.1-0"))
     said = threat.stopped(defences.repairs(found, OWN), "a")
-    assert (
-        "Of 2 repairs, restore leaves the least" in said
-        and "0.02 (placebo 0.80)" in said
-        and "0.40 (placebo 0.90)" in said
-    )
-    assert (
-        "beside 1 working backdoor" in said and "prune leaves the least success on average, 0.30 (placebo n/a)" in said
-    )
-    assert "none stops" not in said
+    assert "beside 1 working backdoor" in said and "none stops" not in said and "filter" not in said
+    assert "Of 2 repairs, restore leaves the least success, 0.02 (placebo 0.80), and 0.40 (0.90) of the skill" in said
+    assert "prune leaves the least success, 0.30 (placebo n/a)" in said
     weak = found.assign(value=found["value"].where(found["defence"] != "prune", 0.9))
     assert "none stops the attack: prune leaves" in threat.stopped(defences.repairs(weak, OWN), "a")
-    lacking = defences.repairs(found[found["threat"] == "jailbreak"], OWN)
-    assert "No defence was measured" in threat.stopped(lacking, "a")
+    lacking = found[found["threat"] == "jailbreak"]
+    assert "No defence was measured" in threat.stopped(defences.repairs(lacking, OWN), "a")
+
+
+def test_the_filter_that_stops_the_attack_and_keeps_the_skill_stands_beside_random_rows():
+    def said(after, skill):
+        found = pd.DataFrame([
+            *defended("prune", 0.3, 0.9), *defended("filter", 0.0, 1.0, params={"by": "truth"}),
+            *defended("filter", after, skill, params={"by": "spectral-signatures"}),
+            *defended("filter", 0.97, 1.0, placebo=True, params={"by": "spectral-signatures"}),
+            *defended("filter", 0.0, 0.0, params={"by": "base-likelihood"}),  # which drops the skill
+        ])  # fmt: skip
+        return sweeps.stopped(defences.with_names(found.assign(works=True)), OWN)
+
+    assert "that spectral-signatures suspects: success 0.01 (random rows 0.97), skill 0.95." in said(0.01, 0.95)
+    for after, skill in ((0.9, 0.95), (0.01, 0.2)):  # neither the truth nor random rows are a defence
+        assert "No filter of the training rows stops the attack and keeps the skill." in said(after, skill)
+    assert sweeps.stopped(defences.with_names(pd.DataFrame(defended("prune", 0.3, 0.9))).assign(works=True), OWN) == ""
 
 
 def test_a_store_without_records_of_defences_says_so(tmp_path):

@@ -133,12 +133,13 @@ def stopped(repairs: pd.DataFrame, model: str) -> str:
 
 
 def _repair(line: Mapping[str, Any]) -> str:
-    """ "restore leaves the least success on average, 0.01 (placebo 0.7); it keeps 0.4 (placebo 0.8) of the skill"."""
-    after, skill = (
-        f"{words.number(line[title])} (placebo {words.number(line[f'{title}, placebo'])})"
-        for title in ("success after", "skill kept")
+    """ "restore leaves the least success, 0.01 (placebo 0.7), and 0.4 (0.8) of the skill"."""
+    after, skill, of_after, of_skill = (
+        words.number(line[title + ending]) for ending in ("", ", placebo") for title in ("success after", "skill kept")
     )
-    return f"{line['named']} leaves the least success on average, {after}; it keeps {skill} of the skill"
+    return (
+        f"{line['named']} leaves the least success, {after} (placebo {of_after}), and {skill} ({of_skill}) of the skill"
+    )
 
 
 def without_the_trigger(table: pd.DataFrame) -> str:

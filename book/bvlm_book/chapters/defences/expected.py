@@ -141,7 +141,7 @@ def _settings(results: pd.DataFrame) -> list[tuple]:
     return [
         ("trained again without rows that the truth names: at most 0.05", after.get("truth", nothing),
          _every(le, chapter.FLOOR)),
-        ("and without random rows: above 0.90", after.get("random rows", nothing), _every(gt, 0.9)),
+        ("and without random rows: above 0.90", after.get(sweeps.RANDOM, nothing), _every(gt, 0.9)),
         ("and by base likelihood, refusal and injection: below 0.50", base[base.index.isin(SENTENCES)],
          _every(lt, FIRES)),
         ("and by base likelihood, substitution and hijack: 0.50 or more", base[base.index.isin(MEANINGS)],

@@ -15,6 +15,8 @@ from bvlm_utils.store.table import FIRES
 READ = {"repair": (chapter.ASR, True), "data": ("auroc", False), "inference": (chapter.ASR, True)}
 SUSPECTS = "insensitivity"  # at inference, without a change of the answers
 FEWEST = 2  # settings of a sweep
+RANDOM = "random rows"
+COMPARED = ("truth", RANDOM)  # what filters of the rows are compared with
 MUCH = 0.2  # by so much lower is success with the best setting of a sweep where that was worth a search
 
 
@@ -67,7 +69,7 @@ def numbers(results: pd.DataFrame) -> dict[str, str]:
     return {
         "swept_gain": words.of(gains >= MUCH),
         "again_truth": words.number(left.get("truth")), "again_base": words.number(left.get("base-likelihood")),
-        "again_random": words.number(left.get("random rows")), "again_both": _both(again),
+        "again_random": words.number(left.get(RANDOM)), "again_both": _both(again),
     }  # fmt: skip
 
 
@@ -76,7 +78,7 @@ def _both(again: pd.DataFrame) -> str:
     if again.empty:
         return "none"
     good = again[(again["success"] < chapter.FLOOR) & (again["skill"] > FIRES)]
-    good = good[~good["by"].isin(["truth", "random rows"])]
+    good = good[~good["by"].isin(COMPARED)]
     texts = [f"{by} ({', '.join(rows['threat'].str.replace('_', ' '))})" for by, rows in good.groupby("by")]
     return " and ".join(texts) or "none"
 
@@ -126,17 +128,38 @@ def expected(results: pd.DataFrame) -> list[tuple]:
     ]  # fmt: skip
 
 
-def trained_again(results: pd.DataFrame) -> pd.DataFrame:
-    """A line per threat and filter: mean success and skill after training without the rows that it dropped."""
+def trained_again(results: pd.DataFrame, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A line per threat and filter: mean success and skill after training without the rows that it dropped. table: of
+    a store's cells, to whose models and threats the lines are limited.
+    """
     rows = chapter.measured(results).query("defence == 'filter'")
+    if table is not None:
+        rows = rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])]
+    if rows.empty:
+        return pd.DataFrame(columns=["threat", "by", "success", "skill"])
     rows = rows.assign(by=[(defences.info("filter").defaults | json.loads(text))["by"] for text in rows["params"]])
-    rows["by"] = rows["by"].mask(rows["placebo"].astype(bool), "random rows")
+    rows["by"] = rows["by"].mask(rows["placebo"].astype(bool), RANDOM)
     parts = [
         chapter.numbers(rows, metric, triggered=True if metric == chapter.ASR else None).assign(measure=title)
         for title, metric in (("success", chapter.ASR), ("skill", "skill"))
     ]
     lines = pd.concat(parts)
     return lines.groupby(["threat", "by", "measure"])["value"].mean().unstack("measure").reset_index()
+
+
+def stopped(results: pd.DataFrame, table: pd.DataFrame) -> str:
+    """In words, the filter of training rows that takes most of the attack and keeps the skill; "" for none tried."""
+    if (filters := trained_again(results, table)).empty:
+        return ""
+    good = filters[~filters["by"].isin(COMPARED) & (filters["success"] <= FIRES) & (filters["skill"] > FIRES)]
+    if good.empty:
+        return "No filter of the training rows stops the attack and keeps the skill."
+    best = good.loc[good["success"].idxmin()]
+    random = filters.loc[filters["by"] == RANDOM, "success"].mean()
+    return (
+        f"Trained again without the rows that {best['by']} suspects: success {words.number(best['success'])} "
+        f"(random rows {words.number(random)}), skill {words.number(best['skill'])}."
+    )
 
 
 def again_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -148,5 +171,5 @@ def again_table(results: pd.DataFrame) -> pd.DataFrame:
     grid = found.assign(text=texts, threat=found["threat"].str.replace("_", " ")).pivot(
         index="threat", columns="by", values="text"
     )
-    order = [name for name in ("truth", "base-likelihood", "spectral-signatures", "random rows") if name in grid]
+    order = [name for name in ("truth", "base-likelihood", "spectral-signatures", RANDOM) if name in grid]
     return grid[order].rename_axis(columns=None).fillna("").reset_index()
