@@ -175,13 +175,14 @@ def _decode(
     end_ids = torch.tensor(list(ends), device=device)
     done = torch.tensor([owner is None for owner, _ in rows], device=device)
     written = torch.full((len(rows), max_new_tokens), -1, device=device)  # -1: nothing any more
-    row = torch.arange(len(rows), device=device)  # the rows of `written` that are still at work
+    at_work = list(range(len(rows)))  # the rows of `written` that are
+    row = torch.tensor(at_work, device=device)
     interval = LOOK.get(device.type, 1)
     for step in range(max_new_tokens):
         logits = model.get_output_embeddings()(hidden[:, -1]).float()
         if step == 0:  # later, a look costs a GPU time, and what overflows does so at once
             embeddings.check_logits(None, logits)
-        tokens = choose(logits, [rows[n][0] for n in row.tolist()]) if choose else logits.argmax(dim=-1)
+        tokens = choose(logits, [rows[n][0] for n in at_work]) if choose else logits.argmax(dim=-1)
         done |= torch.isin(tokens, end_ids)
         written[row, step] = tokens.masked_fill(done, -1)
         if step + 1 == max_new_tokens:
@@ -191,7 +192,7 @@ def _decode(
             if all(finished):
                 break
             if (needed := _still_needed(finished, groups)) is not None:
-                index = torch.tensor(needed, device=device)
+                at_work, index = [at_work[n] for n in needed], torch.tensor(needed, device=device)
                 state = (tokens, done, mask, following, row)
                 tokens, done, mask, following, row = (column.index_select(0, index) for column in state)
                 for layer in cache.layers:
