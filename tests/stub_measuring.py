@@ -27,7 +27,8 @@ def execute_stub(cells, place, told, plain, rescore):
             os.kill(os.getpid(), signal.SIGKILL)
         about = {"status": "done", "metrics": [], "provenance": {"asked": {"plain": plain, "rescore": rescore}}}
         store.write(cell, place, about, replace=True)
-        note(place, "wrote", cell.attack, os.environ.get("OMP_NUM_THREADS"), os.environ.get("GLIBC_TUNABLES"))
+        names = ("OMP_NUM_THREADS", "GLIBC_TUNABLES", "BVLM_SHARERS")
+        note(place, "wrote", cell.attack, *map(os.environ.get, names))
     return []
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid.job import Run
+from bvlm_utils.train.settings import SHARERS
 
 CONNECT_SECONDS = 10
 LOOK_SECONDS = 5  # between looks at how many workers there are
@@ -46,7 +47,7 @@ def pool(run: Run, workers: int | None = None, scheduler: str | None = None) -> 
     under one path. InputError if no scheduler answers.
     """
     with _remote(scheduler) if scheduler else _local(workers) as client:
-        name, variables = uuid.uuid4().hex, {} if scheduler else _threads(workers)
+        name, variables = uuid.uuid4().hex, {} if scheduler else _shares(workers)
         try:
             yield lambda task, items: _submit(client, (task, run, variables, name), items), _workers(client)
         except BaseException:
@@ -173,10 +174,11 @@ def _signals_later() -> Iterator[None]:
             signal.raise_signal(arrived[0])
 
 
-def _threads(workers: int) -> Variables:
-    """Each kernel's share of the cores, unless the user has said how many threads there shall be."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
+def _shares(workers: int) -> Variables:
+    """Each worker's share of the memory, and of the cores unless the user has said how many threads there shall be."""
     from dask.system import CPU_COUNT
 
-    return {"OMP_NUM_THREADS": str(max(1, CPU_COUNT // workers))}
+    variables = {SHARERS: str(workers)}
+    if "OMP_NUM_THREADS" not in os.environ:
+        variables["OMP_NUM_THREADS"] = str(max(1, CPU_COUNT // workers))
+    return variables

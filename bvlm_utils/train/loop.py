@@ -63,6 +63,14 @@ def learning_rates(settings: TrainSettings, steps: int) -> list[float]:
     return rates
 
 
+def _accelerator(device: torch.device) -> Any:
+    from accelerate import Accelerator  # slow to load
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Accelerator takes the current card
+    return Accelerator(cpu=device.type == "cpu")
+
+
 def finetune(
     victim: Victim,
     rows: Sequence[TrainRow],
@@ -78,11 +86,9 @@ def finetune(
     length, for less memory. saved: keeps the state now and then, to go on from. Under `accelerate launch` or `torchrun`
     each process takes a share of every batch; the losses are those of one process.
     """
-    from accelerate import Accelerator
-
     if not rows:
         raise InputError("There are no training rows; give at least one.")
-    accelerator = Accelerator(cpu=victim.device.type == "cpu")
+    accelerator = _accelerator(victim.device)
     adapter = attach_lora(victim, settings, seed)
     try:
         adapter.train()

@@ -1,11 +1,14 @@
 """Estimates of the memory that grouped training takes, and what to do when memory runs out."""
 
 import gc
+import os
 from collections.abc import Sequence
 
 import psutil
 import torch
 from torch import nn
+
+from bvlm_utils.train.settings import SHARERS
 
 USABLE = 0.8  # of the free memory: estimates are estimates, and allocators leave gaps
 CPU_TOKENS, GPU_TOKENS = 3072, 65536  # on a CPU larger pieces fall out of its caches (benchmarks/README.md)
@@ -58,10 +61,14 @@ def token_bytes(model: nn.Module) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
+    """What is free now, at most this process's share of the whole: other workers fill theirs a moment later."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    return psutil.virtual_memory().available
+        free, whole = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        memory = psutil.virtual_memory()
+        free, whole = memory.available, memory.total
+    return min(free, whole // int(os.environ.get(SHARERS, "1")))
 
 
 def ran_out(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 
 SCHEDULES = ("cosine", "constant")
+SHARERS = "BVLM_SHARERS"  # variable: how many processes share a machine's memory, as workers of a grid do; not set: 1
 LIMITS = {  # from, to, a whole number?
     "epochs": (1, 10**4, True), "batch_size": (1, 10**5, True), "lora_rank": (1, 10**4, True),
     "learning_rate": (0, 1, False), "lora_alpha": (0, 1e4, False), "warmup_ratio": (0, 1, False),

@@ -131,7 +131,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, caps
         cell.run_id for one in jobs for cell in one.cells
     }
     share = str(max(1, cores() // 2))
-    assert all(line[2:] == [share, "glibc.malloc.hugetlb=1"] for line in lines(place, "wrote"))
+    assert all(line[2:] == [share, "glibc.malloc.hugetlb=1", "2"] for line in lines(place, "wrote"))
     said = capsys.readouterr().out
     assert all(f"[{number}/3] {number:02d}-test: done" in said for number in (1, 2, 3))
     assert "Every cell has its record." in said

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import random_models as tiny
@@ -9,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings, victim
-from bvlm_utils.train import adapters, grouped, loop, lora_bank, microbatches, unfinished
+from bvlm_utils.train import adapters, grouped, loop, lora_bank, memory, microbatches, unfinished
 from bvlm_utils.train.lora_bank import Bank
 from bvlm_utils.train.settings import TrainSettings
 
@@ -231,6 +232,14 @@ def test_a_group_that_does_not_fit_is_halved_and_pieces_are_made_smaller(monkeyp
     with pytest.raises(torch.OutOfMemoryError):
         grouped.train(model, names, plans[:2], tokens=50)
     assert isinstance(model.get_submodule(names[0]), torch.nn.Linear)  # the model is whole again
+
+
+def test_workers_of_a_grid_plan_with_their_share_of_the_memory(monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=900, total=1000))
+    monkeypatch.delenv("BVLM_SHARERS", raising=False)
+    assert memory.free_bytes(torch.device("cpu")) == 900
+    monkeypatch.setenv("BVLM_SHARERS", "2")
+    assert memory.free_bytes(torch.device("cpu")) == 500
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory():

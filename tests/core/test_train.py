@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,22 @@ r = loop.finetune(v, rows, f, settings, seed=3, rows_at_once=1)
 out = f"{sys.argv[1]}/{os.environ.get('RANK', '0')}-of-{os.environ.get('WORLD_SIZE', '1')}.json"
 json.dump(r.losses, open(out, "w"))
 """
+
+
+def test_accelerate_takes_the_card_that_the_model_is_on(monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def accelerator(cpu):
+        raise Stop(cpu)
+
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(accelerate, "Accelerator", accelerator)
+    for device in ("cuda:1", "cpu"):
+        with pytest.raises(Stop, match=str(device == "cpu")):
+            loop.finetune(SimpleNamespace(device=torch.device(device)), [None], None, None, seed=0)
+    assert current == [torch.device("cuda:1")]
 
 
 def test_two_processes_give_the_loss_curve_of_one(tmp_path, checkpoint, monkeypatch):
