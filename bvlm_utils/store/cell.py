@@ -54,7 +54,8 @@ class Cell:
     test_rows: eligible held-out rows per condition.
     max_new_tokens: where an answer is cut; one that ends with a payload has to fit in. dtype: of the base's weights and
     products, on whatever device: float32 (exact), tf32 (float32 with products that a GPU rounds to 10 bits of mantissa)
-    or bfloat16; if empty, bfloat16 for models from the hub and float32 for others.
+    or bfloat16; if empty, bfloat16 for models from the hub and float32 for others. On one kind of machine the same cell
+    has the same numbers; between a GPU and the CPU they agree within the bounds of `benchmarks/gpu_steps/check.py`.
     """
 
     model: str

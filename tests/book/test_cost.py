@@ -124,9 +124,20 @@ def test_a_damaged_benchmark_stops_no_other(kept, text, monkeypatch):
 def test_a_step_that_was_left_out_on_a_gpu_has_no_numbers():
     kept = cost.benchmarks("gpu")[-1]
     steps = [kept | {"lines": [line for line in kept["lines"] if line["step"] == "check"]}]
-    whole, said = cost.on_gpu([kept]), cost.on_gpu(steps)
+    whole, said = cost.on_gpu([kept], 56), cost.on_gpu(steps, 56)
     assert said["checks"] == whole["checks"] and "n/a" not in whole.values()
-    assert {value for name, value in said.items() if name not in ("card", "checks")} == {"n/a"}
+    known = ("card", "date", "checks", "within")
+    assert {value for name, value in said.items() if name not in known} == {"n/a"}
+
+
+def test_a_comparison_beyond_its_bound_is_counted_and_a_rate_gives_minutes():
+    lines = [{"step": "check", "part": f"{number}", "distance": 0.01 * number, "bound": 0.02} for number in range(4)]
+    lines += [{"step": "check", "part": "failed", "bound": 0.02}]  # without a distance
+    lines += [{"step": "passes", "part": "a", "done": 80, "cells_per_minute": 20.0},
+              {"step": "cells", "part": "b", "done": 4, "cells_per_minute": 5.0}]  # fmt: skip
+    said = cost.on_gpu([{"written": "2026-11-26T01:00:00Z", "lines": lines}], experiments=100)
+    assert (said["within"], said["checks"], said["date"]) == ("3", "5", "2026-11-26")
+    assert (said["rate"], said["minutes"]) == ("20", "5")
 
 
 def test_a_gpu_is_shown_beside_the_plain_way():

@@ -160,12 +160,14 @@ def show_grid(folder: str | Path | None = None) -> None:
     page.show_table(grid_table(result), f"The same experiments, run in two ways: {text}")
 
 
-def on_gpu(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def on_gpu(results: Sequence[Mapping[str, Any]], experiments: int = 0) -> dict[str, str]:
     """What one card measured, to be glued; "n/a" where there is no result. results: `benchmarks("gpu")`.
 
-    checks: against the CPU or plain PEFT. compared, agree, differ: numbers of the reference, run again in bfloat16.
-    grouped, together: gain over plain, with how many experiments; large: in a model of 7B shape. adapters: how many
-    fit. decode: gain of many rows at once. cudnn: loss by its attention.
+    checks, within: comparisons with the CPU or plain PEFT, and how many stay within their bounds. rate: experiments a
+    minute in the largest grid that was run; minutes: what so many `experiments` would take at that rate. compared,
+    agree, differ: numbers of the reference, run again in bfloat16. grouped, together: gain over plain, with how many
+    experiments; large: in a model of 7B shape. adapters: how many fit. decode: gain of many rows at once. cudnn: loss
+    by its attention.
     """
     result, na = results[-1] if results else {"lines": []}, float("nan")  # no line: a step left out, or failed
     steps: dict[str, dict[str, Any]] = {"grid": {}, "decode": {}, "check": {}}
@@ -176,6 +178,8 @@ def on_gpu(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         return steps.get(step, {}).get(part, {}).get(name, na)
 
     rerun = partial(number, "cells", "four cells, bfloat16, against the reference")
+    whole = [line for line in result["lines"] if "cells_per_minute" in line and line["step"] != "grid"]
+    rate = max(whole, key=lambda line: line.get("done") or 0)["cells_per_minute"] if whole else na
     timed = [line for line in steps["grid"].values() if "times_plain" in line]
     best = max(timed, key=lambda line: line["times_plain"], default={"times_plain": na, "cells": na})
     plain, grouped = (number("large", f"LLaVA-1.5: {name}", "tokens_per_s")
@@ -185,15 +189,18 @@ def on_gpu(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     fastest = max((line.get("rows_per_s", na) for line in steps["decode"].values()), default=na)
     numbers = {
         "compared": (rerun("numbers"), "g"), "agree": (rerun("intervals_meet"), "g"), "differ": (rerun("worst"), "g"),
+        "rate": (rate, ".0f"), "minutes": (experiments / rate, ".0f"),
         "grouped": (best["times_plain"], ".0f"), "together": (best["cells"], "g"),
         "large": (grouped / plain if plain else na, ".1f"),
         "adapters": (number("large", "LLaVA-1.5: largest bank", "fits"), "g"),
         "decode": (fastest / slow if slow else na, ".0f"), "cudnn": (usual / cudnn if cudnn else na, ".0f"),
     }  # fmt: skip
-    checks = sum("bound" in line for line in steps["check"].values())
+    checks = [line for line in steps["check"].values() if "bound" in line]
+    within = sum(line.get("distance", na) <= line["bound"] for line in checks)
     texts = {name: "n/a" if pd.isna(value) else f"{value:{form}}" for name, (value, form) in numbers.items()}
-    card = result.get("machine", {}).get("device", "n/a")
-    return {"card": card, "checks": str(checks) if results else "n/a"} | texts
+    about = {"card": result.get("machine", {}).get("device"), "date": result.get("written", "")[:10]}
+    about |= {"checks": str(len(checks)), "within": str(within)} if results else dict.fromkeys(("checks", "within"))
+    return {name: text or "n/a" for name, text in about.items()} | texts
 
 
 def groups_on_gpu(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
