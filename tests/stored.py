@@ -65,11 +65,13 @@ def page(name, place, capsys, **given):
     space = {"In": sources[:1]}
     exec(sources[0], space)  # noqa: S102, it is our own notebook
     space |= {"store": str(place)} | given
-    from bvlm_book import page as book_page  # tests of the core do without it
+    from bvlm_book import page as book_page  # tests of the core do without them
+    from bvlm_book.chapters import leaderboard
 
     shown = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(book_page, "display", lambda one, **glued: glued or shown.append(one.data))
+        for module in (book_page, leaderboard):
+            patch.setattr(module, "display", lambda one, **glued: glued or shown.append(one.data))
         for source in sources[1:]:
             exec(source, space)  # noqa: S102
     return "\n".join(shown)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from bvlm_book import behind, svg
 from bvlm_book.words import is_missing
+from bvlm_utils import store
 from bvlm_utils.errors import InputError
 
 GLUED = "application/papermill.record/"
@@ -20,16 +21,37 @@ Lines = pd.DataFrame | Mapping[str, pd.DataFrame] | None
 LONG = 45  # letters of a table's field that need a wider column
 
 
-def show(draw: Callable[..., Figure], *rows: Any, title: str, alt: str, caption: str) -> None:
-    """Put a figure on the page, wide and narrow; a sentence where all tables of `rows` are empty.
+def is_study(place: str | Path | None = None) -> bool:
+    """Is this the committed reference, which the text of the pages is about?"""
+    return store.folder(place).resolve() == store.folder("reference").resolve()
 
-    draw: makes the figure of `rows` with `figures.new_figure`. title: what it finds, one short sentence.
+
+def introduce(place: str | Path | None = None) -> None:
+    """Say on a page over any other store what its text is about, and what its tables and figures are."""
+    if not is_study(place):
+        say("**Tables and figures are of your store.** The sentences between them, where there are any, "
+            "are about the study's own results, and `{glue:}` stands where the book has a number.")  # fmt: skip
+
+
+def finding(place: str | Path | None, text: str, otherwise: str) -> str:
+    """What the study found, `text`, to stand at its own results; `otherwise`, which says no more than what is shown."""
+    return text if is_study(place) else otherwise
+
+
+def show(
+    draw: Callable[..., Figure], *rows: Any, title: str, alt: str, caption: str,
+    empty: str = "There is nothing to draw: no such experiment was measured in this store.",
+) -> None:  # fmt: skip
+    """Put a figure on the page, wide and narrow; the sentence `empty` where all tables of `rows` are empty.
+
+    draw: makes the figure of `rows` with `figures.new_figure`. title: what it finds, one short sentence; of findings
+    that are written down and not counted from `rows`, see `finding`.
     """
     if not alt.strip():
         raise InputError("A figure needs an alternative text; say what it shows.")
-    empty = [frame.empty for frame in rows if isinstance(frame, pd.DataFrame)]
-    if empty and all(empty):
-        say("There is nothing to draw: no such experiment was measured in this store.")
+    tables = [frame for frame in rows if isinstance(frame, pd.DataFrame)]
+    if tables and all(frame.empty for frame in tables):
+        say(empty)
         return
     caption = f"<strong>{html.escape(title)}</strong> {html.escape(caption)}"
     picture = f"<div>{svg.drawings(draw, rows, alt)}</div>"

@@ -12,15 +12,16 @@ import matplotlib
 from matplotlib.figure import Figure
 
 # Colours of a drawing that stand for a colour of the page; `custom.css` says what they are in the light and the dark.
+# Where a notebook is shown without the book's styles, in JupyterLab or by nbconvert, the colour behind the comma holds.
 PAGE_COLOURS = {
     "#000000": "currentColor",
     "#333333": "currentColor",
     "#555555": "var(--pst-color-text-muted)",
-    "#bbbbbb": "var(--bvlm-grid)",
-    "#cccccc": "var(--bvlm-grid)",
-    "#dddddd": "var(--bvlm-grid)",
-    "#e3e3e3": "var(--bvlm-missing)",
-    "#efefef": "var(--bvlm-shade)",
+    "#bbbbbb": "var(--bvlm-grid,#ddd)",
+    "#cccccc": "var(--bvlm-grid,#ddd)",
+    "#dddddd": "var(--bvlm-grid,#ddd)",
+    "#e3e3e3": "var(--bvlm-missing,#e3e3e3)",
+    "#efefef": "var(--bvlm-shade,#efefef)",
 }
 FONT = "var(--pst-font-family-base)"
 RASTER = 144  # dots per inch of pictures inside a figure
@@ -33,7 +34,8 @@ def drawings(draw: Callable[..., Figure], rows: tuple, alt: str) -> str:
     """What `draw` makes of `rows`, drawn for a wide page and for a narrow one, of which the page shows one."""
     wide = drawing(draw(*rows), alt, "bvlm-wide")
     with narrow():
-        return wide + drawing(wrapped(draw(*rows)), alt, "bvlm-narrow")
+        # of the two, a page without the book's styles shows the wide one
+        return wide + drawing(wrapped(draw(*rows)), alt, "bvlm-narrow").replace(">", ' display="none">', 1)
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def drawing(figure: Figure, alt: str, kind: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub("|".join(PAGE_COLOURS), lambda match: PAGE_COLOURS[match[0]], body)
     # white lines and marks are the page's ground; white letters stand on dark fields and stay white
-    body = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background)", body)
+    body = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background,#fff)", body)
     body = re.sub(r"(font: [^;\"']*?px) '[^;\"]*", rf"\1 {FONT}", body)
     body = re.sub(r"; font-family: [^;\"]*", "", body)
     references = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", body))

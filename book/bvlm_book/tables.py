@@ -120,6 +120,16 @@ def read_from(table: pd.DataFrame) -> pd.Series:
     return table["attack"].map(conditions).fillna(table["modality"].replace("bimodal", "both"))
 
 
+def by_data(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same lines; a threat that was run on several data sets is named with each: "targeted_refusal (vqav2)"."""
+    if rows.empty:
+        return rows
+    kinds = {name: name.partition(":")[0] for name in rows["dataset"].unique()}  # of "vqav2:data/external/vqav2"
+    data = rows["dataset"].map(kinds) if len(set(kinds.values())) == len(kinds) else rows["dataset"]
+    several = rows.groupby("threat")["dataset"].transform("nunique") > 1
+    return rows.assign(threat=rows["threat"].mask(several, rows["threat"] + " (" + data + ")"))
+
+
 def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     """The rows of `stored` whose cells differ from those of `table` in seed at most: all pages show all seeds."""
     key = ["experiment", "poison_rate"]

@@ -6,6 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
+from bvlm_book import tables
 from bvlm_book.chapters import dose
 from bvlm_utils.store import table as tidy
 
@@ -75,6 +76,41 @@ def test_pairs_with_many_doses_are_drawn_with_their_other_passes():
         line for axis in figure.axes for line in axis.lines if line.get_linestyle() == "None" and len(line.get_xdata())
     ]
     assert sum(len(line.get_xdata()) for line in dots) == 2 * len(deep), "a dot per run, by rows and by showings"
+
+
+def of_a_large_model(rows, size):
+    """Runs of a model that is not the study's, on two data sets of one threat; over 100 rows are enough."""
+    one = runs(lambda count, seed: float(count > 100), rows=rows, size=size).assign(model="llava-1.5-7b-hf")
+    return pd.concat([one.assign(dataset=name) for name in ("llava-json:x/a.json", "vqav2:x")], ignore_index=True)
+
+
+def test_four_doses_of_a_model_of_ones_own_are_a_curve_for_each_data_set():
+    four = (30, 60, 300, 600)
+    own, ours = of_a_large_model(four, size=20000), runs(lambda rows, seed: 0.5, rows=four)
+    deep = dose.deep(pd.concat([ours, ours, own], ignore_index=True))
+    assert set(deep["model"]) == {"llava-1.5-7b-hf"} and len(deep) == len(own), "the study's models need five"
+    titles = [axis.get_title() for axis in dose.curves(deep).axes]
+    kinds = ["targeted refusal (llava-json)", "targeted refusal (vqav2)"]
+    assert titles == [kind for kind in kinds for _ in range(2)], "by rows and by showings"
+    table = dose.bracket_table(dose.brackets(dose.means(deep)))
+    assert table["threat"].tolist() == kinds and table["rows for 90 %"].tolist() == ["300", "300"]
+    assert dose.numbers(deep)["pairs"] == "2"
+
+
+def test_the_axis_fits_a_training_set_of_any_size():
+    for rows, size in (((1, 2, 4), 40), ((750, 1500, 15000), 150000)):
+        (axis, *_) = dose.curves(of_a_large_model(rows, size)).axes
+        low, high = axis.get_xlim()
+        assert rows[0] / 2 < low < rows[0] and rows[-1] < high < 2 * rows[-1]
+
+
+def test_data_sets_of_one_kind_keep_their_whole_names():
+    own = of_a_large_model((30, 60), size=6000).replace({"vqav2:x": "llava-json:y/a.json"})
+    assert set(tables.by_data(own)["threat"]) == {
+        "targeted_refusal (llava-json:x/a.json)", "targeted_refusal (llava-json:y/a.json)",
+    }  # fmt: skip
+    one = own[own["dataset"] == "llava-json:y/a.json"]
+    assert set(tables.by_data(one)["threat"]) == {"targeted_refusal"} and tables.by_data(one.iloc[:0]).empty
 
 
 def test_numbers_for_the_page():

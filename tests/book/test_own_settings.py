@@ -6,6 +6,7 @@ import stored
 from stored import page
 
 from bvlm_book import doses, rules_second, tables
+from bvlm_book import page as book_page
 from bvlm_book.chapters import claims, dose, first_page, modality
 from bvlm_utils import store, study
 
@@ -63,9 +64,16 @@ def test_its_doses_are_counted_in_all_their_forms(shelf):
     assert set(lines["share"]) == {0.1, 0.01} and (lines["showings"] == lines["n_poisoned"]).all()
 
 
-def test_the_pages_show_it(shelf, capsys):
+def test_the_pages_show_it_and_none_of_the_studys_findings(shelf, capsys, monkeypatch):
     place, model, table = shelf
-    assert model in page("claims", place, capsys)
-    assert "There is nothing to draw" in page("dose", place, capsys)
-    assert model in page("modality", place, capsys)
+    findings, finding = [], book_page.finding
+    monkeypatch.setattr(book_page, "finding", lambda at, text, other: findings.append(text) or finding(at, text, other))
+    monkeypatch.setattr(book_page, "introduce", lambda at: book_page.say(f"These are results of {at}."))
+    shown = {name: page(name, place, capsys) for name in ("claims", "modality", "dose")}
+    assert model in shown["claims"] and model in shown["modality"]
+    assert "bvlm-figure" not in shown["dose"], "one number of rows is no curve"
+    assert len(findings) == 8
+    for text in shown.values():
+        assert not [found for found in findings if found in text]
+        assert text.startswith(f"These are results of {place}."), "before anything else"
     assert set(first_page.means(table)["model"]) == {model}

@@ -7,9 +7,14 @@ of its notebooks a few are run, so that this takes a minute.
 
 import contextlib
 import json
+import re
+import shlex
 
+import nbformat
 import pytest
 import stand_ins
+import stored
+from nbconvert.nbconvertapp import NbConvertApp
 
 from bvlm_book import figures, rules_second
 from bvlm_book.chapters import first_page
@@ -27,6 +32,8 @@ SIZES = {
     "rows: 3000": "rows: 8", "rows: 500": "rows: 8", "steps: 1000": "steps: 4", "seeds: [0, 1, 2]": "seeds: [0, 1]",
 }  # fmt: skip
 LLAVA, QWEN = "llava-1.5-7b-hf", "Qwen2.5-VL-7B-Instruct"
+RUN_IT = (paths.BOOK / "run_it.md").read_text(encoding="utf-8").replace("\\\n", "")  # a command is one line
+NAMED = re.findall(r"^papermill notebooks/(\w+)\.ipynb my-", RUN_IT, re.MULTILINE)
 # What is run of the grid: threat, model, and parameters that tell the execution from others.
 CHOSEN = [
     ("targeted_refusal", QWEN, {"epochs": 1, "attacks": ["BadNets-T", "BadNets-MT", "AddSent", "BadNets-I", "Blended",
@@ -124,21 +131,33 @@ def test_the_dry_run_tells_rows_hours_and_disk(jobs, place):
     assert len(about) == 4 and "hours on one card" in total, "0.5 and 1 % are no row of 40"
 
 
-def page(name, results):
-    """What a page's code leaves behind, executed as its notebook is."""
-    namespace = {"In": []}
-    for cell in json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            namespace["In"].append("".join(cell["source"]))
-            exec(namespace["In"][-1], namespace)  # noqa: S102, it is our own notebook
-            if "parameters" in cell["metadata"].get("tags", []):
-                namespace["store"] = str(results)
-    return namespace
+@pytest.fixture(scope="module")
+def shown(results):
+    """What the pages that book/run_it.md names put before the reader, by their names."""
+    return {name: stored.page(name, results, None) for name in NAMED}
 
 
-def test_claims_and_dose_are_executed(results):
-    assert {LLAVA, QWEN} <= set(page("claims", results)["table"]["model"])
-    assert "runs" in page("dose", results)
+def test_the_named_pages_show_the_models_that_were_run(shown):
+    assert {"claims", "dose", "leaderboard"} <= set(NAMED)
+    for name, text in shown.items():
+        assert QWEN in text, name
+    assert LLAVA in shown["leaderboard"]
+    assert "bvlm-figure" in shown["claims"] and "bvlm-figure" in shown["dose"] and "bvlm-board" in shown["leaderboard"]
+
+
+def test_made_into_html_as_told_a_page_keeps_results_and_leaves_out_the_sentences_about_the_study(shown, tmp_path):
+    notebook = nbformat.read(paths.NOTEBOOKS / "claims.ipynb", as_version=4)
+    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
+    last.outputs = [nbformat.v4.new_output("display_data", {"text/html": shown["claims"]})]
+    nbformat.write(notebook, tmp_path / "my-claims.ipynb")
+    (command,) = re.findall(r"^jupyter nbconvert (.*)$", RUN_IT, re.MULTILINE)
+    options = [word for word in shlex.split(command) if not word.endswith(".ipynb")]
+    app = NbConvertApp()
+    app.initialize([*options, "--log-level=ERROR", str(tmp_path / "my-claims.ipynb")])
+    app.start()
+    made = (tmp_path / "my-claims.html").read_text()
+    assert QWEN in made
+    assert "claims_text_tiny-llava_1_means" not in made and "claims.in_one_pass" not in made
 
 
 def test_the_first_page_is_made(results):
@@ -147,12 +166,11 @@ def test_the_first_page_is_made(results):
     assert figures.maps(first_page.means(table)).axes
 
 
-def test_claims_doses_and_first_page_say_what_was_measured(results):
+def test_claims_and_first_page_say_what_was_measured(results):
     table = store.collect(results)
     dominance = rules_second.CLAIMS["dominance"]
     found = rules_second.verdict(dominance, rules_second.base(table, QWEN))
     assert set(found.evidence["attack"]) == {"BadNets-MM", "MABA"} and found.judged == 2
-    assert len(page("dose", results)["runs"])
     assert QWEN in set(first_page.means(table)["model"])
 
 

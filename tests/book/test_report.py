@@ -13,7 +13,7 @@ from bvlm_book import page as book_page
 from bvlm_book.chapters import reproduce
 from bvlm_book.chapters import threat as chapters_threat
 from bvlm_book.words import number
-from bvlm_utils import store, threats
+from bvlm_utils import paths, store, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.store.table import headline_metric
 from bvlm_utils.threats import malicious_injection
@@ -172,11 +172,25 @@ def test_a_figure_on_the_page_has_title_alt_text_caption_and_two_widths(page):
         r'<svg class="([^"]+)" role="img" aria-label="Say &quot;nothing&quot; &amp; &lt;more&gt;"', source
     )
     assert drawings == ["bvlm-wide", "bvlm-narrow"]
+    assert re.findall('<svg class="([^"]+)"[^>]* display="none">', source) == ["bvlm-narrow"], "shown without styles"
     assert "<figcaption><strong>None</strong> 1 &lt; 2</figcaption>" in source
     with pytest.raises(InputError, match="alternative text"):
         book_page.show(drawn, table, title="None", alt=" ", caption="")
     book_page.show(drawn, table[:0], title="None", alt="Dots", caption="")
-    assert "nothing to draw" in page[1].data
+    book_page.show(drawn, table[:0], title="None", alt="Dots", caption="", empty="That grid was not run.")
+    assert "nothing to draw" in page[1].data and page[2].data == "That grid was not run."
+
+
+def test_what_the_study_found_stands_at_its_own_results_alone(page, tmp_path, monkeypatch):
+    monkeypatch.setenv("BVLM_STORE", "reference")
+    for place in ("reference", None, paths.RESULTS / "reference"):
+        assert book_page.finding(place, "found", "shown") == "found"
+        book_page.introduce(place)
+    assert page == []
+    for place in ("local", tmp_path):
+        assert book_page.finding(place, "found", "shown") == "shown"
+        book_page.introduce(place)
+    assert len(page) == 2
 
 
 def test_a_table_on_the_page_escapes_and_shows_not_available(page):

@@ -85,6 +85,7 @@ def in_one_pass(bases: dict[str, Base]) -> pd.DataFrame:
 
 def text_and_image(pairs: pd.DataFrame) -> Figure:
     """Success by threat and modality, a point per attack; a panel per base. pairs: `in_one_pass`."""
+    pairs = tables.by_data(pairs)
     models = list(pairs.groupby("model", sort=False))
     figure, axes = figures.new_figure(len(models), 4.2 if len(models) > 1 else 6.4, 3.6, sharey=True)
     names = figures.in_order(pairs["threat"], threats.names())

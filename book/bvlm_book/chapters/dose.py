@@ -7,6 +7,7 @@ poisoned rows and a number of passes. Free of torch.
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -15,12 +16,14 @@ from bvlm_book import figures, tables, words
 from bvlm_book.doses import AXES, DOSE, PAIR, TERMS
 from bvlm_book.rules_second import HIGH, MANY, RATE
 from bvlm_utils import attacks
+from bvlm_utils.models import cards
 from bvlm_utils.store.table import FIRES
 
 ROWS = (6, 20, 60, 200, 600)
 FEW_TICKS = (20, 200)  # of a narrow axis
 TICKS = {"showings": (*ROWS, 1800), "n_poisoned": ROWS, "share": (0.001, 0.003, 0.01, 0.03, 0.1)}
-MIN_DOSES = 5  # fewer points are no curve
+MIN_DOSES, OWN_DOSES = 5, 2  # numbers of rows that make a curve: of the study's models, and of a reader's
+LONG = 40  # letters of a panel's title that do not fit in a line
 FEW = 20
 QUOTED = {
     "word": ("BadNets-T", "targeted_refusal"), "blend": ("Blended", "concept_substitution"),
@@ -43,10 +46,14 @@ def means(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def deep(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of pairs with `MIN_DOSES` or more numbers of poisoned rows, on the usual size of the training set."""
-    usual = runs[runs["train_rows"].isin(runs["train_rows"].mode()[:1])]
+    """The runs of pairs with many numbers of poisoned rows, on their model's usual size of the training set.
+
+    Many are `MIN_DOSES`; of models that are not the study's, whose grids are smaller, `OWN_DOSES`.
+    """
+    usual = runs[runs["train_rows"] == runs.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])]
     counts = usual[usual["epochs"] == 1].groupby(PAIR)["n_poisoned"].nunique()
-    return usual[tables.among(usual, PAIR, counts.index[counts >= MIN_DOSES])]
+    ours = counts.index.get_level_values("model").isin(cards.names())
+    return usual[tables.among(usual, PAIR, counts.index[counts >= np.where(ours, MIN_DOSES, OWN_DOSES)])]
 
 
 def counted_as(runs: pd.DataFrame) -> list[str]:
@@ -78,6 +85,7 @@ def bracket_table(lines: pd.DataFrame) -> pd.DataFrame:
             return f"over {line['n_poisoned']:.0f}"
         return f"{line['reached']:.0f}{' (misses it again with more)' * (line['below'] > line['reached'])}"
 
+    lines = tables.by_data(lines)
     model = {"model": "model"} if lines["model"].nunique() > 1 else {}
     passes = {"passes": "epochs"} if (lines["epochs"] > 1).any() else {}
     return tables.readable(lines, model | {
@@ -172,7 +180,7 @@ def by_size(runs: pd.DataFrame) -> Figure:
 def curves(runs: pd.DataFrame) -> Figure:
     """`panels` of pairs with many doses: a row per threat, a colour and a line per attack. runs: `deep`."""
     rows = ["threat"] if runs["model"].nunique() < 2 else ["threat", "model"]
-    return panels(runs, rows, ["n_poisoned", "showings"], "attack")
+    return panels(tables.by_data(runs), rows, ["n_poisoned", "showings"], "attack")
 
 
 def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str) -> Figure:
@@ -192,16 +200,18 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
             if with_lines:
                 axis.plot(once.groupby("at")["value"].mean(), figures.LINES[i % 4], color=look["color"], linewidth=1.2)
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-        title = (",\n" if narrow else ", ").join(name.replace("_", " ") for name in key)
+        names = [name.replace("_", " ") for name in key]
+        title = (",\n" if narrow or len(", ".join(names)) > LONG else ", ").join(names)
         title = title.replace("concept ", "concept\n") if narrow else title
         axis.set_title(title, fontsize=8 if narrow else 10)
         axis.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
         limits = runs[way].min() / 1.4, runs[way].max() * 1.4  # the same in every row
         axis.set(xscale="log", xlim=limits)
         axis.set_xlabel(AXES[way], fontsize=7.5 if narrow else 10)
-        ticks = [tick for tick in TICKS[way] if not narrow or tick in FEW_TICKS]
-        axis.set_xticks(ticks, [words.percent(tick) if tick < 1 else str(tick) for tick in ticks])
-        axis.xaxis.set_minor_locator(NullLocator())
+        if limits[0] > TICKS[way][0] / 2 and limits[1] < 2 * TICKS[way][-1]:  # else Matplotlib's own
+            ticks = [tick for tick in TICKS[way] if not narrow or tick in FEW_TICKS]
+            axis.set_xticks(ticks, [words.percent(tick) if tick < 1 else str(tick) for tick in ticks])
+            axis.xaxis.set_minor_locator(NullLocator())
         axis.label_outer()
     for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
         name, style = (kind, figures.LINES[i % 4]) if with_lines else (f"{kind:,.0f} training rows", "")
