@@ -49,7 +49,7 @@ if [ "$size" = full ]; then # later steps need scenes: they are drawn on the CPU
   "$python" -W ignore "$root/benchmarks/gpu.py" draw --out "$lines" >>"$log" 2>&1 &
   drawing=$!
 fi
-for one in ${STEPS:-card:20 check:60 attention:20 grid:60 profile:50 decode:30 large:100 cells:60 defences:70 poison:30 optimised:25}; do
+for one in ${STEPS:-card:20 check:60 attention:20 grid:50 profile:60 decode:25 large:105 cells:75 defences:60 poison:25 optimised:40}; do
   step "${one%:*}" "${one#*:}"
 done
 [ -n "${drawing:-}" ] && kill "$drawing" 2>/dev/null

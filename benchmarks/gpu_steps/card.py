@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import platform
+import tomllib
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
+from bvlm_utils import paths
 from bvlm_utils.models import victim
 from gpu_steps.common import Run, cudnn_attention, timed
 
@@ -27,12 +30,33 @@ def run(run: Run) -> None:
 def versions() -> dict:
     found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     found["cudnn"] = torch.backends.cudnn.version()
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found |= {project["name"]: project["version"], "git_revision": revision(paths.ROOT)}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def revision(root: Path) -> str:
+    """The commit that is checked out, read from the files of git, which a bare machine may lack; "unknown" without."""
+    try:
+        folder = root / ".git"
+        if folder.is_file():  # of a work tree beside the first: "gitdir: FOLDER"
+            folder = root / folder.read_text().partition(":")[2].strip()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref:"):
+            return head
+        name, common = head.partition(":")[2].strip(), folder / "commondir"
+        shared = folder / common.read_text().strip() if common.is_file() else folder
+        if (file := shared / name).is_file():
+            return file.read_text().strip()
+        packed = [line.split() for line in (shared / "packed-refs").read_text().splitlines()]
+        return next(words[0] for words in packed if words[1:] == [name])
+    except (OSError, StopIteration):
+        return "unknown"
 
 
 def card() -> dict:

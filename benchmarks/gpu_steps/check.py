@@ -21,13 +21,14 @@ from bvlm_utils.draws import Draws
 from bvlm_utils.models import victim
 from bvlm_utils.train import adapters, decode, grouped
 from gpu_steps import limits, sync
-from gpu_steps.common import Run, own_cache
+from gpu_steps.common import Run, judged, own_cache
 from gpu_steps.jobs import apart, jobs, moved_apart, pictures, plain_state, scene_rows, start_of
 
 PAINTED = ("BadNets-I", "Blended", "SIG", "ImgTrojan", "BadNets-MM")
 SURROGATE = str(paths.MODELS / "tiny-clip")
 ROWS = 48
 NEW = 12  # tokens of an answer, at most
+PIXELS = 1e-6  # the most that prepared pictures may be apart
 
 
 def run(run: Run) -> None:
@@ -36,12 +37,6 @@ def run(run: Run) -> None:
         if not (run.small and "336" in name):
             run.do(name, lambda check=check: judged(check(run.device, rows)), needs=1)
     run.do("synchronisations", lambda: sync.count(run.device, 2 * rows), needs=2)
-
-
-def judged(found: dict) -> dict:
-    if not found["distance"] <= found["bound"]:  # nan is no agreement
-        return found | {"failed": f"{found['distance']:.3g} apart, the bound is {found['bound']:g}"}
-    return found
 
 
 # --- what is checked
@@ -56,12 +51,13 @@ def both(device: str, dtype: str = "float32") -> tuple[victim.Victim, victim.Vic
 
 
 def encoded(device: str, rows: int, dtype: str) -> dict:
+    """Pictures as a model takes them, which are float32 whatever the model is, and what it makes of them."""
     images = pictures(scene_rows(8))
     here, there = both(device, dtype)
     seen = [one.prepare(images)["pixel_values"] for one in (there, here)]
-    found = {"pixels": apart(*seen)}
-    distance = apart(there.encode(images), here.encode(images))
-    return found | {"distance": distance, "bound": 1e-5 if dtype == "float32" else 3e-2}
+    pixels, features = apart(*seen), apart(there.encode(images), here.encode(images))
+    found = {"pixels": pixels, "features": features, "bound": 1e-5 if dtype == "float32" else 3e-2}
+    return found | {"distance": features if pixels <= PIXELS else float("inf")}
 
 
 def logits(device: str, rows: int, dtype: str) -> dict:
@@ -202,6 +198,7 @@ CHECKS: dict[str, Callable[[str, int], dict]] = {
     "features, bfloat16": _bind(encoded, "bfloat16"),
     "states and attention, float32": read,
     "halves under a memory limit": limits.halving,
+    "goes on in the midst of a training": limits.half_trained,
     "resume": limits.resume,
     **{f"{name}, {side} px": _bind(painted, name, side) for side in (96, 336) for name in (*PAINTED, "MABA")},
     **{f"Shadowcast, {side} px": _bind(perturbed, side) for side in (96, 336)},

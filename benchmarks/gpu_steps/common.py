@@ -55,11 +55,25 @@ class Run:
             numbers = work()
         except Exception as error:  # the record says so, and the trace is in the log
             traceback.print_exc()
-            failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            failed = first_line(error)
         seconds = time.perf_counter() - started
         release()
         self.note(part, seconds=seconds, **({"failed": failed[:300]} if failed else numbers))
         return numbers
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and its first line that says something: a compiler's first one names only its backend."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.endswith("raised:")] or lines
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def judged(found: dict[str, Any]) -> dict[str, Any]:
+    """Numbers with a `distance` and a `bound`, and that they failed where the bound is passed."""
+    if not found["distance"] <= found["bound"]:  # nan is no agreement
+        return found | {"failed": f"{found['distance']:.3g} apart, the bound is {found['bound']:g}"}
+    return found
 
 
 WARNING = 4.0  # seconds before the end of a step at which what is there so far is noted
@@ -82,7 +96,10 @@ def noted_in_time(run: Run, part: str, so_far: Callable[[], dict[str, Any]]) -> 
 
 
 def agreement(pairs: Iterable[tuple[str, Sequence[float], Sequence[float]]]) -> dict[str, Any]:
-    """How many intervals meet, and the worst difference. pairs: name, and twice value, low, high."""
+    """How many intervals meet, and the worst difference. pairs: name, and twice value, low, high.
+
+    A paired interval of a difference meets zero: its other side is (0, 0, 0).
+    """
     met, total, worst = 0, 0, (0.0, "")
     for name, (value, low, high), (other, other_low, other_high) in pairs:
         total += 1

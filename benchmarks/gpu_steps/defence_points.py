@@ -41,7 +41,7 @@ def run(run) -> None:
         attacks, names = declared()
         cells = study.cells(THREAT, attacks=attacks[: run.size(1, None)], skill=SKILL, **few)
         points = defences.defended(cells, run.size(FEW, names))
-        run.do("their adapters", lambda: carried_out(run, cells, place), needs=run.size(0, 15))
+        run.do("their adapters", lambda: carried_out(run, "their adapters", cells, place), needs=run.size(0, 15))
         run.do("defences and placebos", lambda: defended(run, points, place), needs=run.size(0, 15))
         run.do("against the reference", lambda: compared(points, place))
 

@@ -12,58 +12,75 @@ import torch
 from material import PAD, lora, template
 from peft import get_peft_model
 
-from bvlm_utils.models import embeddings, victim
+from bvlm_utils.models import embeddings, opening, victim
 from bvlm_utils.train import decode, grouped, memory, microbatches
 from bvlm_utils.train.lora_bank import Bank
-from gpu_steps import shapes
+from gpu_steps import card, shapes
 from gpu_steps.common import Run, once, release, wait
 
 RANK = 8
 NEW = 32  # tokens of an answer, 6 in a rehearsal
+OF_PRODUCTS = ("needed_tflops", "share_of_peak")
 _OPEN: dict = {}
 
 
 def run(run: Run) -> None:
-    size, batch = run.size("tiny", "7B"), run.size(2, 16)
+    """What tells most of both families first; then the first is made anew for what may not fit."""
     torch.backends.cuda.enable_cudnn_sdp(False)  # as `models.victim.from_pretrained` does
-    for family, make in (("LLaVA-1.5", shapes.llava), ("Qwen2.5-VL", shapes.qwen)):
-        if (
-            run.do(
-                f"{family}: made",
-                lambda family=family, make=make: opened(run, family, make, size),
-                needs=run.size(0, 12),
-            )
-            is None
-        ):
-            continue
-        parts = {
-            f"plain, {batch} rows": (lambda: plain(run, batch), 8),
-            f"4 adapters, {batch} rows each": (lambda: together(run, 4, batch), 12),
-            f"8 adapters, {batch // 2} rows each": (lambda: together(run, 8, batch // 2), 12),
-            "decode, 4 adapters": (lambda: decoding(run, 4, batch), 5),
-            "generate, 1 adapter": (lambda: generating(run, batch), 5),
-            f"checkpointing, 4 adapters, {batch} rows each": (lambda: checkpointed(run, 4, batch), 12),
-            "largest bank": (lambda: largest(run), 8),
-        }
-        if family != "LLaVA-1.5":
-            parts = {name: part for name, part in parts.items() if "8 adapters" not in name and "bank" not in name}
-        for name, (work, needs) in parts.items():
-            run.do(f"{family}: {name}", work, needs=run.size(0, needs))
+    batch = run.size(2, 16)
+    for family, make, parts in (
+        ("LLaVA-1.5", shapes.llava, main_parts(run, batch) | bank_part(run)),
+        ("Qwen2.5-VL", shapes.qwen, main_parts(run, batch)),
+        ("LLaVA-1.5, again", shapes.llava, more_parts(run, batch)),
+        ("Qwen2.5-VL, again", shapes.qwen, bank_part(run)),
+    ):
+        made = f"{family}: made"
+        if run.do(made, lambda f=family, m=make: opened(run, f, m), needs=run.size(0, 12)) is not None:
+            for name, (work, needs) in parts.items():
+                run.do(f"{family.removesuffix(', again')}: {name}", work, needs=run.size(0, needs))
         _OPEN.clear()
         release()
 
 
-def opened(run: Run, family: str, make, size: str) -> dict:
+def main_parts(run: Run, batch: int) -> dict[str, tuple]:
+    """Of each part its work, and the seconds that it needs."""
+    return {
+        f"plain, {batch} rows": (lambda: plain(run, batch), 8),
+        f"4 adapters, {batch} rows each": (lambda: together(run, 4, batch), 12),
+        f"1 adapters, {batch} rows each": (lambda: together(run, 1, batch), 6),
+        "generate, 1 adapter": (lambda: generating(run, batch), 5),
+        "decode, 1 adapter": (lambda: decoding(run, 1, batch), 5),
+        f"generate, 1 adapter, {4 * batch} rows": (lambda: generating(run, 4 * batch), 6),
+        "decode, 4 adapters": (lambda: decoding(run, 4, batch), 6),
+    }
+
+
+def bank_part(run: Run) -> dict[str, tuple]:
+    return {"largest bank": (lambda: largest(run), 8)}
+
+
+def more_parts(run: Run, batch: int) -> dict[str, tuple]:
+    return {
+        f"checkpointing, 4 adapters, {batch} rows each": (lambda: checkpointed(run, 4, batch), 12),
+        f"8 adapters, {batch // 2} rows each": (lambda: together(run, 8, batch // 2), 12),
+        f"2 adapters, {batch} rows each": (lambda: together(run, 2, batch), 8),
+        f"4 bit, plain, {batch} rows": (lambda: packed(run, batch), 12),
+    }
+
+
+def opened(run: Run, family: str, make) -> dict:
     started = time.perf_counter()
-    model = make(size, run.device)
+    model = make(run.size("tiny", "7B"), run.device)
     wait(run.device)
     seconds = time.perf_counter() - started
+    peak = card.products(run, "bfloat16")["tflops"]
     names, args = victim.language_linears(model), argparse.Namespace(rank=RANK)
-    _OPEN.update(family=family, model=model, names=names, start=template(model, names, args), args=args)
+    _OPEN.update(family=family, model=model, names=names, start=template(model, names, args), args=args, peak=peak)
     return {
         "weights_e9": sum(one.numel() for one in model.parameters()) / 1e9,
         "made_in_s": seconds,
         "image_tokens": shapes.image_tokens(model),
+        "peak_tflops": peak,
     } | memory_used(run)
 
 
@@ -82,7 +99,7 @@ def plans(count: int, batch: int, steps: int) -> list[microbatches.Plan]:
 
 
 def speed(run: Run, wanted: list[microbatches.Plan], seconds: float) -> dict:
-    """Tokens a second without padding, and the products that no exact method avoids a second."""
+    """Tokens a second without padding, and the products that no exact method avoids: a second, and of the peak."""
     tokens = sum(len(plan.ids[i]) for plan in wanted for batch in plan.steps for i in batch)
     cells = [argparse.Namespace(plan=plan) for plan in wanted]
     flops = grid.needed_flops(_OPEN["model"], _OPEN["names"], cells)
@@ -90,6 +107,7 @@ def speed(run: Run, wanted: list[microbatches.Plan], seconds: float) -> dict:
     return {
         "tokens_per_s": tokens / seconds,
         "needed_tflops": flops / seconds / 1e12,
+        "share_of_peak": flops / seconds / 1e12 / _OPEN["peak"],
         "seconds_per_step": seconds / steps,
         "tokens_per_step": tokens / steps,
     } | memory_used(run)
@@ -173,14 +191,34 @@ def _loss(one: victim.Victim, peft, plan: microbatches.Plan, batch: list[int], l
     return peft(**inputs, labels=labels, use_cache=False).loss * count / learnt
 
 
-def largest(run: Run) -> dict:
-    """The largest group of which one row each goes through at once: by doubling, then between."""
+def packed(run: Run, batch: int) -> dict:
+    """The plain way on a base in 4 bit, which a bank does not train on. The model stays so, so no part follows."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        return {"left_out": f"bitsandbytes cannot be imported: {error}"}
+    model = _OPEN["model"]
+    for name in _OPEN["names"]:
+        layer = model.get_submodule(name)
+        options = {"bias": layer.bias is not None, "compute_dtype": torch.bfloat16, "quant_type": "nf4"}
+        four = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, device="meta", **options)
+        four.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=four)
+        four.bias = layer.bias
+        model.set_submodule(name, opening.one_path(four.to(run.device)))
+    model.is_loaded_in_4bit = True  # PEFT asks
+    weights = sum(one.numel() * one.element_size() for one in model.parameters()) / 2**30
+    found = plain(run, batch, steps=1) | {"weights_gib": weights}
+    return {key: value for key, value in found.items() if key not in OF_PRODUCTS}  # packed weights hide their sizes
+
+
+def largest(run: Run, seconds: float = 15.0) -> dict:
+    """The largest group of which one row each goes through at once: by doubling, then between, for so many seconds."""
     model, names = _OPEN["model"], _OPEN["names"]
     (one,) = plans(1, 1, 1)
-    works, fails = 0, None
+    works, fails, until = 0, None, max(5.0, run.left() - seconds)
     fresh_peak(run)
-    while run.left() > 5 and (fails is None or fails - works > max(1, works // 8)):
-        count = works * 2 or run.size(1, 4)
+    while run.left() > until and (fails is None or fails - works > max(1, works // 8)):
+        count = works * 2 or run.size(1, 8)
         if fails is not None:
             count = (works + fails) // 2
         try:
@@ -213,7 +251,11 @@ def decoding(run: Run, count: int, rows: int) -> dict:
     work(2)
     new = run.size(6, NEW)
     seconds = once(lambda: work(new), run.device)
-    return {"tokens_per_s": count * rows * new / seconds, "rows": count * rows} | memory_used(run)
+    rate = count * rows * new / seconds
+    found = {"tokens_per_s": rate, "rows": count * rows}
+    if slower := _OPEN.get(f"generate, {count * rows} rows"):
+        found["times_generate"] = rate / slower
+    return found | memory_used(run)
 
 
 def generating(run: Run, rows: int) -> dict:
@@ -236,4 +278,6 @@ def generating(run: Run, rows: int) -> dict:
         seconds = once(lambda: work(new), run.device)
     finally:
         unwrap(peft)
-    return {"tokens_per_s": rows * new / seconds, "rows": rows} | memory_used(run)
+    rate = rows * new / seconds
+    _OPEN[f"generate, {rows} rows"] = rate
+    return {"tokens_per_s": rate, "rows": rows} | memory_used(run)

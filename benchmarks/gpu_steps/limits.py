@@ -1,14 +1,16 @@
-"""Does work survive what happens to it? A group that does not fit, and a study that was interrupted."""
+"""Does work survive what happens to it? A group that does not fit, a training that is stopped, a study that was."""
 
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from bvlm_utils import store, study
 from bvlm_utils.models import victim
-from bvlm_utils.train import grouped
+from bvlm_utils.train import grouped, unfinished
 from gpu_steps import jobs
 from gpu_steps.common import own_cache, release
 
@@ -18,7 +20,7 @@ GROUP = 8
 def halving(device: str, rows: int) -> dict:
     """Adapters of a group that was given less memory than it wants, against those of one that had it.
 
-    On a CPU nothing is limited, and the two are the same.
+    On a CPU nothing is limited, and the two are the same. On a card an allocation has to be refused.
     """
     one = victim.from_pretrained("tiny-llava", device, torch.float32)
     cuda = device.startswith("cuda")
@@ -42,7 +44,8 @@ def halving(device: str, rows: int) -> dict:
         for ours, theirs, job in zip(limited, free, wanted, strict=True)
     ]
     refused = _failures(cuda) - before
-    return {"distance": max(distances), "bound": 1e-2, "share_of_peak": share, "refused_allocations": refused}
+    distance = max(distances) if refused or not cuda else float("inf")  # else nothing was halved
+    return {"distance": distance, "bound": 1e-2, "share_of_peak": share, "refused_allocations": refused}
 
 
 def _held(cuda: bool) -> int:
@@ -62,6 +65,34 @@ def _limit(cuda: bool, size: float | None) -> None:
     if cuda:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(1.0 if size is None else min(1.0, size / total))
+
+
+class _Stopped(Exception):
+    pass
+
+
+def half_trained(device: str, rows: int) -> dict:
+    """Adapters of a group that was stopped half-way and went on from what it had saved, against those never stopped."""
+    one = victim.from_pretrained("tiny-llava", device, torch.float32)
+    wanted = [dataclasses.replace(job, name=f"{job.seed}") for job in jobs.jobs(one, 2, jobs.scene_rows(max(rows, 32)))]
+    whole, seen = grouped.finetune_group(one, wanted), []
+
+    def stop(step: int, steps: int, loss: float) -> None:
+        if 2 * step >= steps:
+            raise _Stopped
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(unfinished, "EVERY", 0.0):
+        try:
+            grouped.finetune_group(one, wanted, stop, Path(folder))
+        except _Stopped:
+            pass
+        again = grouped.finetune_group(one, wanted, lambda step, *_: seen.append(step), Path(folder))
+    distances = [
+        jobs.moved_apart(ours.state, theirs.state, jobs.start_of(one, job))
+        for ours, theirs, job in zip(again, whole, wanted, strict=True)
+    ]
+    distance = max(distances) if seen[0] > 1 else float("inf")  # else it began anew
+    return {"distance": distance, "bound": 1e-3, "first_step": seen[0], "steps": len(whole[0].losses)}
 
 
 def resume(device: str, rows: int) -> dict:

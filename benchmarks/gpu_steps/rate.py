@@ -16,19 +16,29 @@ from bvlm_utils.models import victim
 from gpu_steps.common import Run, release
 
 DTYPES = ("bfloat16", "float32", "tf32")
+TARGET = 20  # times the plain way's cells a minute
 
 
 def run(run: Run) -> None:
     logging.set_verbosity_error()
-    dtypes = run.size(DTYPES[:2], DTYPES)
+    dtypes, lines = run.size(DTYPES[:2], DTYPES), {}
     for number, dtype in enumerate(dtypes):
         share = run.left() / (len(dtypes) - number)  # of the time that is left: no precision goes without
         bench = run.do(f"{dtype}: plain", lambda dtype=dtype: plain(run, dtype), needs=5)
         if bench is not None:
-            groups(run, dtype, share)
+            lines |= groups(run, dtype, share)
         _OPEN.clear()
         release()
     victim.use_precision("float32")
+    if lines:
+        run.do(f"target of {TARGET} times plain", lambda: against_target(lines))
+
+
+def against_target(lines: dict[str, dict]) -> dict:
+    """The best ratio of cells a minute to the plain way's. lines: by part."""
+    at = max(lines, key=lambda part: lines[part]["times_plain"])
+    best = lines[at]["times_plain"]
+    return {"best": best, "at": at, "met": best >= TARGET} | {name: lines[at][name] for name in ("cells", "rows")}
 
 
 _OPEN: dict = {}  # the model and the plain way's result of the precision at hand
@@ -61,20 +71,22 @@ def plain(run: Run, dtype: str) -> dict:
     return line | {"gemm_share": share, "gemm_peak_tflops": _OPEN["peak"] / 1e12}
 
 
-def groups(run: Run, dtype: str, share: float) -> None:
-    """Groups of growing size, while the next is expected to fit into `share` seconds of this step."""
-    until, each = run.left() - share, 0.0
+def groups(run: Run, dtype: str, share: float) -> dict[str, dict]:
+    """Groups of growing size, while the next is expected to fit into `share` seconds of this step; lines by part."""
+    until, each, lines = run.left() - share, 0.0, {}
     for count in run.size((2,), (1, 4, 16, 64)):
         wanted = 1.5 * each * count
         if run.left() - wanted < until:
             run.note(f"{dtype}: {count} cells", left_out=f"needs about {wanted:.0f} s")
-            return
+            return lines
         found = run.do(f"{dtype}: {count} cells", lambda count=count: group(run, count), needs=3)
         if found is None:
-            return
+            return lines
+        lines[f"{dtype}: {count} cells"] = found
         each = 60 / found["cells_per_minute"]
     if not run.small and dtype == DTYPES[0]:
         run.do(f"{dtype}: 256 cells, short", lambda: group(run, 256, rows=64, tests=8), needs=8)
+    return lines
 
 
 def group(run: Run, count: int, rows: int | None = None, tests: int | None = None) -> dict:
