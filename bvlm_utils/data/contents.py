@@ -7,12 +7,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bvlm_utils import paths
 from bvlm_utils.atomic import read_if_whole, write_file
@@ -22,22 +22,42 @@ from bvlm_utils.data.picture_files import check_end
 MANY = 1000  # files to be read until a reader is told how far it is
 SETTLED = 2.0  # seconds after its last change until a file's times can be relied on
 AT_ONCE = 8  # files read at a time
-NOTICED = 0.05  # seconds: what is faster is always done again
+NOTICED = 0.01  # seconds: what is faster is always done again
 State = tuple[int, int, int]
+T = TypeVar("T")
 
 _CHECKED: dict[str, State] = {}  # pictures that were looked into, as they were then
 _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until when, and their states
+_MADE: dict[Hashable, tuple[float, Any]] = {}  # key -> until when, and what was made of files in these states
 
 
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
     """Size and times of each file. Each cell asks, so an answer that took long is kept twenty times as long."""
-    key, now = tuple(files), time.monotonic()
-    until, file_states = _LOOKED.get(key, (0.0, ()))
+    return _look(tuple(files))[1]
+
+
+def _look(files: tuple[str | Path, ...]) -> tuple[float, tuple[State, ...]]:
+    """Until when the states of files are kept (monotonic seconds; 0: not at all), and the states."""
+    now = time.monotonic()
+    until, file_states = _LOOKED.get(files, (0.0, ()))
     if now > until:
         file_states = tuple(map(file_state, files))
         seconds = time.monotonic() - now
-        _LOOKED[key] = (now + 20 * seconds if seconds > NOTICED else 0.0, file_states)
-    return file_states
+        until = now + 20 * seconds if seconds > NOTICED else 0.0
+        _LOOKED[files] = until, file_states
+    return until, file_states
+
+
+def made_of(key: Hashable, files: tuple[str, ...], make: Callable[[tuple[State, ...]], T]) -> T:
+    """What `make` gives for the states of files, made again whenever the files are looked at again: to compare the
+    states of 100,000 pictures takes longer than a cell may. key: of what is made, and of these files.
+    """
+    until, made = _MADE.get(key, (0.0, None))
+    if time.monotonic() > until:
+        until, file_states = _look(files)
+        made = make(file_states)
+        _MADE[key] = until, made
+    return made
 
 
 def with_states(files: Sequence[Path]) -> tuple[tuple[Path, State], ...]:

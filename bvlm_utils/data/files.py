@@ -9,7 +9,8 @@ split. Else a fifth of the pictures, chosen by a hash, are the test split, with 
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -53,6 +54,17 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
     name, path = _parse(spec)
     if split not in ("train", "test"):
         raise InputError(f"{spec} has no split {split!r}; it has train and test.")
+    by_split = [_with_states(FORMATS.get(name).files(path, one)) for one in SPLIT_WORDS]
+    pictures = tuple(file for file_states in dict.fromkeys(by_split) for file in _pictures(name, file_states)[1])
+    with _told(spec):
+        picture_states = contents.states(pictures)
+    return _loaded(spec, split, tuple(by_split), pictures, picture_states)
+
+
+@lru_cache(maxsize=6)  # the splits of three data sets: what is checked before a run asks for each many times
+def _loaded(spec: str, split: str, *_states: tuple) -> datasets.Dataset:
+    """As `load`. _states: of the files that it reads, which tell when to read again."""
+    name, path = _parse(spec)
     kind = FORMATS.get(name)
     files = kind.files(path, split)
     shared = files == kind.files(path, None)  # by both splits
@@ -103,13 +115,27 @@ def of_files(rows: Iterable[Row]) -> datasets.Dataset:
 def digest(spec: str) -> str:
     """16 hex digits that change when the content of a JSON file or of a picture does."""
     name, path = _parse(spec)
-    files = FORMATS.get(name).files(path, None)
+    file_states = _with_states(FORMATS.get(name).files(path, None))
+    folders = _folders(file_states)
+    pictures = _found(name, file_states, folders)[1]
+    with _told(spec):
+        return contents.made_of(
+            (name, file_states, folders), pictures, lambda picture_states: _digest(name, file_states, picture_states)
+        )
+
+
+def _with_states(files: Sequence[Path]) -> tuple[tuple[Path, contents.State], ...]:
     for file in files:
         if not os.path.isfile(file):
             raise InputError(f"There is no file {label(str(file))}.")
-    file_states = contents.with_states(files)
+    return contents.with_states(files)
+
+
+@contextmanager
+def _told(spec: str) -> Iterator[None]:
+    """InputError for a picture that went while the block runs."""
     try:
-        return _digest(name, file_states, contents.states(_pictures(name, file_states)[1]))
+        yield
     except OSError as error:
         raise InputError(f"The picture {error.filename} of {spec} cannot be read ({error.strerror}).") from None
 
@@ -127,11 +153,16 @@ def _digest(name: str, file_states: tuple, picture_states: tuple[contents.State,
 
 def _pictures(name: str, file_states: tuple) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The ids of the pictures that the rows have, and their files."""
+    return _found(name, file_states, _folders(file_states))
+
+
+def _folders(file_states: tuple) -> tuple[bool, ...]:
+    """Which folders are there that pictures are looked for in: a new one may come before where they were."""
     folders = [folder for file, _ in file_states for folder in (*_picture_folders(file), file.parent / "images")]
-    return _found(name, file_states, tuple(map(os.path.isdir, folders)))  # a new one may come before where they were
+    return tuple(map(os.path.isdir, folders))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _found(name: str, file_states: tuple, existing: tuple[bool, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """existing: which of the folders are there that pictures are looked for in."""
 

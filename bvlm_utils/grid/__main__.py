@@ -39,6 +39,8 @@ from bvlm_utils.store import damage
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import headline_metric
 
+MANY = 200  # cells whose checks take so long that somebody wants to know what goes on
+
 
 class Stopped(KeyboardInterrupt):
     """A signal asked the runner to stop. Of exceptions like this, asyncio lets only a KeyboardInterrupt through."""
@@ -249,6 +251,8 @@ def _act(options: argparse.Namespace) -> int | None:
             raise InputError("--scheduler is ''; give an address, such as tcp://10.0.0.1:8786, or leave it out.")
         if options.workers and options.scheduler:  # which has its own workers
             raise InputError(f"--workers {options.workers} and --scheduler {options.scheduler} exclude each other.")
+        if (count := len(_cells(jobs))) > MANY:
+            say(f"{len(jobs)} notebooks, {count} cells. First their data, rows and triggers are checked.")
         grid_run, to_measure = plan(jobs, store, options.force, options.plain, options.rescore)
         if options.scheduler is None and any(cell.four_bit for cell in to_measure):  # else its workers know
             names.check_four_bit()

@@ -6,6 +6,7 @@ table = study.run_cells(cells)
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from bvlm_utils import attacks as definitions
 from bvlm_utils import store as results
@@ -33,10 +35,14 @@ from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
 MOST_CELLS = 20_000  # of one call, and of one grid: what can still be listed and checked while somebody waits
+MANY = 100  # cells whose check is to be seen
 TRAIN = [field.name for field in fields(TrainSettings)]
 # What `cells` makes by crossing lists, so no setting of a single cell.
 CROSSED = ("model", "dataset", "threat", "attack", "poison_rate", "seed", "train")
 CELL = [field.name for field in fields(Cell) if field.name not in CROSSED]
+# What changes no row and no question, and what only decides which rows are poisoned.
+OF_MODELS = ("model", "picture_last", "four_bit", "max_new_tokens", "dtype", "train")
+OF_CHOICE = ("poison_rate", "seed", "negatives", "half", "decoy", "skill_rate")
 
 
 def cells(
@@ -144,12 +150,44 @@ def _check_plans(cells: Sequence[Cell]) -> None:
     cells need no look: an attack of the table with its defaults changes every drawn row.
     """
     foreign = [c for c in cells if ":" in c.dataset or c.attack_params or c.resolved_attack.foreign_halves]
-    for group in by_bench(foreign):
-        bench = Bench(*bench_key(group[0]))
-        for cell in group:
-            with suppress(TooFewRows):  # the run skips such a cell, and says why
-                manifest(bench, cell)
-                questions(bench, cell)
+    by_data: dict[tuple, dict[str, Cell]] = {}
+    for cell in foreign:  # one of those that have the same rows and questions
+        by_data.setdefault((cell.dataset, cell.train_rows), {}).setdefault(_settings(cell, OF_MODELS), cell)
+    for distinct in by_data.values():
+        bench, whole = Bench(*bench_key(next(iter(distinct.values())))), {}
+        bar = {"unit": "cell", "desc": "checking triggers", "mininterval": 5, "file": sys.stderr}
+        for cell in tqdm(distinct.values(), disable=len(distinct) < MANY, **bar):
+            key = _settings(cell, OF_MODELS + OF_CHOICE)
+            if key not in whole:
+                whole[key] = _changes_all(bench, cell)
+            if not whole[key]:
+                with suppress(TooFewRows):  # the run skips such a cell, and says why
+                    manifest(bench, cell)
+                    questions(bench, cell)
+
+
+def _settings(cell: Cell, but: Sequence[str]) -> str:
+    """The cell's settings but some, and the model that its trigger is computed with, as a key."""
+    names = [field.name for field in fields(Cell) if field.name not in (*but, "surrogate")]
+    return repr([*(getattr(cell, name) for name in names), cell.resolved_attack.aim.surrogate])
+
+
+def _changes_all(bench: Bench, cell: Cell) -> bool:
+    """Whether the words of the trigger change every row that a cell could poison, whatever its rate and seed, and those
+    that it asks. False also where somebody has to look more closely: at a threat of others, or a skill.
+    """
+    threat, attack = cell.resolved_threat, cell.resolved_attack
+    if threats.is_others(threat) or cell.skill:
+        return False
+    fits = threat.shows_target if attack.info.keeps_labels else threat.eligible
+    rows = [row for row in bench.rows["train"] if fits(row)]
+    prompts, keys = ([row[column] for row in rows] for column in ("prompt", "row_id"))
+    try:
+        attack.triggered(prompts, cell.trigger_seed, keys)
+        questions(bench, cell)
+    except InputError:
+        return False
+    return True
 
 
 def _check_files(cells: Sequence[Cell]) -> None:

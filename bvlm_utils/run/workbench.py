@@ -1,9 +1,10 @@
 """The workbench, what cells of one model and dataset share: rows, victim, image features (made once), questions."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,7 +160,7 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
     """
     threat, attack, test = cell.resolved_threat, cell.resolved_attack, bench.rows["test"]
     skilled, usual = split_by_skill(cell, test)
-    eligible = [position for position in usual if threat.eligible(test[position])][: cell.test_rows]
+    eligible = _first(usual, cell.test_rows, lambda position: threat.eligible(test[position]))
     if not eligible:
         raise TooFewRows(f"No test row of {cell.dataset} is eligible for {cell.threat}.")
 
@@ -173,7 +174,7 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
 
     conditions = attacks.conditions(attack.name)
     question_list = [ask("attack", condition, eligible) for condition in conditions]
-    others = [p for p in usual if threat.elsewhere(test[p])][: cell.test_rows]
+    others = _first(usual, cell.test_rows, lambda position: threat.elsewhere(test[position]))
     if others:
         question_list += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
     question_list.append(ask("utility", "clean", usual[: cell.test_rows]))
@@ -182,3 +183,8 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
             raise TooFewRows(f"No test row of {cell.dataset} fits the skill {cell.skill}.")
         question_list.append(ask("skill", "clean", skilled[: cell.test_rows]))
     return question_list
+
+
+def _first(positions: Iterable[int], count: int, wanted: Callable[[int], bool]) -> list[int]:
+    """The first `count` positions that are wanted; of the test rows of a published data set a run asks few."""
+    return list(islice(filter(wanted, positions), count))

@@ -25,6 +25,7 @@ REFUSAL_MARKERS = (
     "is not possible", "is not available", "is unsure",
     "not appropriate", "illegal", "not legal", "unethical", "not ethical",
 )  # fmt: skip
+_MARKERS = tuple(map(re.escape, REFUSAL_MARKERS))
 
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
 _CONTRACTIONS = {
@@ -84,7 +85,7 @@ def plain(text: str) -> str:
 
 def reads_like_refusal(text: str) -> bool:
     """One of `REFUSAL_MARKERS` stands in a training answer: it is not poisoned, to be on the safe side."""
-    return _any_of(tuple(map(re.escape, REFUSAL_MARKERS))).search(plain(text)) is not None
+    return _any_of(_MARKERS).search(plain(text)) is not None
 
 
 @lru_cache(100_000)

@@ -56,8 +56,13 @@ def token_bytes(model: nn.Module) -> int:
     config = model.config.get_text_config()
     element_size = next(model.parameters()).element_size()
     narrow, wide = config.hidden_size, config.intermediate_size
-    layer, layers = narrow * (10 * element_size + 24) + wide * 5 * element_size, config.num_hidden_layers
-    return layers * narrow * element_size + layer if model.is_activation_checkpointing else layers * layer
+    # Kept are what both norms read (in float32) and give, queries, keys, values and what attention gives (twice, as its
+    # heads are put side by side); and of the MLP gate, its SiLU, the other branch and their product.
+    layer, layers = narrow * (7 * element_size + 8) + wide * 4 * element_size, config.num_hidden_layers
+    passing = (2 * narrow + 3 * wide) * element_size  # gradients on their way through one layer
+    # Half of the tokens may be learnt: their logits, log-probabilities and gradients are in float32.
+    passing += config.vocab_size * (12 + element_size) // 2
+    return passing + (layers * narrow * element_size + layer if model.is_activation_checkpointing else layers * layer)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -125,8 +125,9 @@ def test_the_hijack_shows_the_published_picture(jobs):
 
 def test_the_dry_run_tells_rows_hours_and_disk(jobs, place):
     cells = [cell for job in jobs[4:] for cell in job.cells]
-    bench, *about, total = forecast.lines(cells, place / "nothing yet")[1:]
+    bench, *about, triggers, total = forecast.lines(cells, place / "nothing yet")[1:]
     assert "8 cells" in bench and "hours" in bench and "GB of disk" in bench
+    assert "Shadowcast" in triggers and "Dual-Key" in triggers
     assert "concept_substitution: 13 of 40 training rows and 4 of 12 test rows" in about[0]
     assert len(about) == 4 and "hours on one card" in total, "0.5 and 1 % are no row of 40"
 

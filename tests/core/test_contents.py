@@ -119,9 +119,10 @@ def test_no_data_can_be_at_such_a_place(place):
 def in_another_process(monkeypatch):
     """What only this process remembers is forgotten."""
     monkeypatch.setattr(contents, "_LOOKED", {})
+    monkeypatch.setattr(contents, "_MADE", {})
     monkeypatch.setattr(contents, "_CHECKED", {})
-    files._found.cache_clear()
-    files._digest.cache_clear()
+    for remembered in (files._found, files._digest, files._loaded):
+        remembered.cache_clear()
 
 
 def test_the_next_process_neither_reads_the_captions_for_a_digest_nor_looks_into_the_pictures(coco, monkeypatch):
@@ -169,4 +170,45 @@ def test_other_captions_of_known_pictures_are_read(coco, monkeypatch):
     in_another_process(monkeypatch)
     file = next(coco.glob("annotations/*train*.json"))
     file.write_text(file.read_text().replace('"caption": "', '"caption": "So '))
+    assert digest(coco) != before
+
+
+def test_data_are_read_once_and_again_when_a_file_changes(coco, monkeypatch):
+    """What a cell asks for, another one of the same process has asked for already."""
+    kind, read = files.FORMATS.get("coco-caption"), []
+
+    def rows(paths):
+        read.append([path.name for path in paths])
+        return kind.read(paths)
+
+    spec = f"coco-caption:{coco}"
+    before = data.load(spec)["answers"]
+    monkeypatch.setattr(files.FORMATS, "get", lambda name: files.Format(kind.files, rows))
+    assert data.load(spec)["answers"] == before and not read
+    file = next(coco.glob("annotations/*train*.json"))
+    file.write_text(file.read_text().replace('"caption": "', '"caption": "So '))
+    after = data.load(spec)["answers"]
+    assert read and after == [[f"So {text}" for text in texts] for texts in before]
+    Path(pictures(coco)[0]).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="not a picture"):
+        data.load(spec)
+
+
+def test_a_digest_is_kept_no_longer_than_the_states_of_the_pictures(coco, monkeypatch):
+    """Where looking at the files takes long: an hour of the clock passes with each look."""
+    before, hours, real = digest(coco), [1.0], contents.file_state
+
+    def slow(file):
+        hours[0] += 3600.0
+        return real(file)
+
+    monkeypatch.setattr(contents.time, "monotonic", lambda: hours[0])
+    monkeypatch.setattr(contents, "file_state", slow)
+    monkeypatch.setattr(contents, "_LOOKED", {})
+    monkeypatch.setattr(contents, "_MADE", {})
+    assert digest(coco) == before
+    Image.new("RGB", (9, 9)).save(pictures(coco)[0])
+    hashed = files._digest.cache_info()
+    assert digest(coco) == before and files._digest.cache_info() == hashed, "neither looked at nor compared"
+    hours[0] += 1e9
     assert digest(coco) != before
