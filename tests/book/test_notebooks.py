@@ -23,7 +23,7 @@ SECTIONS = [
     "One run",
     "How often it works",
     "What it costs",
-    "What repairs leave",
+    "What stops it",
     "Limits",
     "Change it",
 ]
@@ -208,7 +208,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()
     spent = page(run("cost"))
     assert "tiny-llava" in spent and "Not measured yet" in spent
-    assert "There is nothing to draw" in page(run("dose"))
+    assert "enough numbers of poisoned rows for a curve" in page(run("dose"))
     assert "every claim here is untested" in page(run("claims"))
     with pytest.raises(papermill.PapermillExecutionError, match="has no record of .* and the book does not train"):
         run("targeted_refusal", **{**SMALL, "poison_rates": [0.2]})
