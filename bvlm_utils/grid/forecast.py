@@ -36,13 +36,13 @@ def lines(cells: Sequence[Cell], folder: Path, card: float = forecast_computed.C
         words = measured(usable, lacking, records) if usable else "none can be run"
         if words is None:
             unknown += usable
-            words, seconds_, bytes_ = forecast_computed.computed(usable, lacking, card)
-            seconds_in_all, disk = seconds_in_all + seconds_, disk + bytes_
+            words, spent, stored_bytes = forecast_computed.computed(usable, lacking, card)
+            seconds_in_all, disk = seconds_in_all + spent, disk + stored_bytes
         texts += [f"{name}: {words}", *row_lines]
-    words, seconds_ = forecast_computed.triggers(unknown)
+    words, searching = forecast_computed.triggers(unknown)
     texts += [words] if words else []
     if seconds_in_all:
-        hours = (seconds_in_all + seconds_) / 3600
+        hours = (seconds_in_all + searching) / 3600
         texts.append(
             f"In all, of what is computed: at least {hours:.1f} hours on one card, {disk / 1e9:.1f} GB of adapters."
         )

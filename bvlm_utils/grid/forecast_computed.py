@@ -38,12 +38,12 @@ def computed(group: Sequence[Cell], controls: Sequence[Cell], card: float = CARD
     # Reading and training by the arithmetic, writing answers by the number of tokens one after the other.
     total = operations(size, group, controls) / SPEED + writing(size, group, card, together)
     disk = sum(size.stored_bytes(cell.train.lora_rank) for cell in [*group, *controls])
-    one, all_ = (size.group_bytes(count, rank, longest) / 1e9 for count in (1, together))
+    alone, in_group = (size.group_bytes(count, rank, longest) / 1e9 for count in (1, together))
     room = f"{fitting} fit into {card / 1e9:g} GB" if fitting else f"more than {card / 1e9:g} GB have"
-    group_words = f", {all_:.1f} GB for {together} at once" if together > 1 else ""
+    group_words = f", {in_group:.1f} GB for {together} at once" if together > 1 else ""
     words = (
         f"at least {total / 3600:.1f} hours, {minutes(total / len(group))} each, as fast as an NVIDIA H200; "
-        f"{one:.1f} GB of the card's memory for one adapter{group_words} ({room}, with a fifth to spare); "
+        f"{alone:.1f} GB of the card's memory for one adapter{group_words} ({room}, with a fifth to spare); "
         f"{pictures(group) * size.feature_bytes() / 1e9:.1f} GB of memory or disk for image features while it runs, "
         f"{disk / 1e9:.1f} GB of disk for adapters; computed from the model's sizes, not measured"
     )

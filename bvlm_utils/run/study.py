@@ -6,7 +6,6 @@ table = study.run_cells(cells)
 
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from bvlm_utils import attacks as definitions
 from bvlm_utils import store as results
@@ -35,7 +33,6 @@ from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
 MOST_CELLS = 20_000  # of one call, and of one grid: what can still be listed and checked while somebody waits
-MANY = 100  # cells whose check is to be seen
 TRAIN = [field.name for field in fields(TrainSettings)]
 # What `cells` makes by crossing lists, so no setting of a single cell.
 CROSSED = ("model", "dataset", "threat", "attack", "poison_rate", "seed", "train")
@@ -155,15 +152,16 @@ def _check_plans(cells: Sequence[Cell]) -> None:
         by_data.setdefault((cell.dataset, cell.train_rows), {}).setdefault(_settings(cell, OF_MODELS), cell)
     for distinct in by_data.values():
         bench, whole = Bench(*bench_key(next(iter(distinct.values())))), {}
-        bar = {"unit": "cell", "desc": "checking triggers", "mininterval": 5, "file": sys.stderr}
-        for cell in tqdm(distinct.values(), disable=len(distinct) < MANY, **bar):
-            key = _settings(cell, OF_MODELS + OF_CHOICE)
-            if key not in whole:
-                whole[key] = _changes_all(bench, cell)
-            if not whole[key]:
-                with suppress(TooFewRows):  # the run skips such a cell, and says why
-                    manifest(bench, cell)
-                    questions(bench, cell)
+        with progress_bar(len(distinct)) as report:
+            for cell in distinct.values():
+                key = _settings(cell, OF_MODELS + OF_CHOICE)
+                if key not in whole:
+                    whole[key] = _changes_all(bench, cell)
+                if not whole[key]:
+                    with suppress(TooFewRows):  # the run skips such a cell, and says why
+                        manifest(bench, cell)
+                        questions(bench, cell)
+                report(cell, "checked")
 
 
 def _settings(cell: Cell, but: Sequence[str]) -> str:

@@ -178,8 +178,8 @@ def on_gpu(results: Sequence[Mapping[str, Any]], experiments: int = 0) -> dict[s
         return steps.get(step, {}).get(part, {}).get(name, na)
 
     rerun = partial(number, "cells", "four cells, bfloat16, against the reference")
-    whole = [line for line in result["lines"] if "cells_per_minute" in line and line["step"] != "grid"]
-    rate = max(whole, key=lambda line: line.get("done") or 0)["cells_per_minute"] if whole else na
+    grids = [line for line in result["lines"] if "cells_per_minute" in line and line["step"] != "grid"]
+    rate = max(grids, key=lambda line: line.get("done") or 0)["cells_per_minute"] if grids else na
     timed = [line for line in steps["grid"].values() if "times_plain" in line]
     best = max(timed, key=lambda line: line["times_plain"], default={"times_plain": na, "cells": na})
     plain, grouped = (number("large", f"LLaVA-1.5: {name}", "tokens_per_s")
