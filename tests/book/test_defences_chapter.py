@@ -265,5 +265,27 @@ def test_experiments_on_which_few_defences_were_tried_have_a_table_of_their_own(
     (read,) = sweeps.elsewhere_table(found).to_dict("records")
     assert read == {"defence": "prune", "MABA": "0.80"} and sweeps.elsewhere_table(found[:0]).empty
     assert sweeps.as_in_the_core(found).to_dict() == {"prune": pytest.approx(0.4)}
-    (other, few_rows) = sweeps.expected(found)
+    (other, few_rows, *_) = sweeps.expected(found, found)
     assert other[1:] == ("0.400", False) and few_rows[1:] == ("", None)
+
+
+def test_a_second_training_run_stands_beside_the_first_and_in_no_other_mean():
+    names = ("prune", "quantise", "truncate", "restore")
+    data = {"defence": "spectral-signatures", "params": "{}", "moment": "data", "condition": ""}
+    found = table(
+        *(line(0.4, defence=name, params="{}") for name in names),
+        line(0.9, "auroc", **data), line(0.6, "auroc", cell="e", seed=1, **data),
+        line(0.45, defence="prune", params="{}", cell="e", seed=1),
+        line(1.0, defence="prune", params="{}", cell="f", seed=1, attack="AddSent"),  # one run: nothing to compare
+        line(1.0, defence="prune", params="{}", cell="g", seed=2, works=False),
+    )  # fmt: skip
+    assert set(found.loc[chapter.once_more(found), "run_id"]) == {"e", "g"} and not chapter.once_more(found[:1]).any()
+    repaired, told = sweeps.runs_table(found).to_dict("records")
+    assert repaired == {"defence": "prune", "measure": "success", "first run": "0.40", "second run": "0.45",
+                        "furthest apart": "0.05", "experiments": "1"}  # fmt: skip
+    assert (told["defence"], told["measure"], told["second run"]) == ("spectral-signatures", "AUROC", "0.60")
+    once = found[~chapter.once_more(found)]
+    assert list(sweeps.elsewhere(once)) == ["AddSent"]
+    success, area = sweeps.expected(once, found)[2:]
+    assert success[1:] == ("0.050", True) and area[1:] == ("0.300", False)
+    assert sweeps.expected(once, once)[2][1:] == ("", None) and sweeps.runs_table(once).empty

@@ -22,6 +22,7 @@ APART = ("filter", "blind")  # run on some experiments, to be compared with some
 CLOSE, NAMED = 0.12, 3  # points of the figure that share a label, and how many of them are named
 ASR = "asr_payload"  # the trigger's success, whatever else is said
 DEFENCE = ["named", "moment"]
+EXPERIMENT = ["model", "threat", "attack"]  # of the study's settings
 # What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
 AFTER = {
     "success after": (ASR, "poisoned", True),
@@ -104,6 +105,13 @@ def few_defences(results: pd.DataFrame) -> pd.Series:
     own = results[meant(results) & ~adaptive(results)]
     counts = own[as_declared(own)].groupby("run_id")["named"].nunique()
     return results["run_id"].isin(counts.index[counts < MOST * counts.max()])
+
+
+def once_more(results: pd.DataFrame) -> pd.Series:
+    """Which lines of `few_defences` are of experiments of the core, trained once more with another seed."""
+    key, few = pd.MultiIndex.from_frame(results[EXPERIMENT]), few_defences(results)
+    usual = (meant(results) & ~adaptive(results) & ~few).to_numpy()
+    return few & key.isin(key[usual])
 
 
 def measured(results: pd.DataFrame) -> pd.DataFrame:
