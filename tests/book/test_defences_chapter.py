@@ -284,7 +284,10 @@ def test_a_second_training_run_stands_beside_the_first_and_in_no_other_mean():
     assert repaired == {"defence": "prune", "measure": "success", "first run": "0.40", "second run": "0.45",
                         "furthest apart": "0.05", "experiments": "1"}  # fmt: skip
     assert (told["defence"], told["measure"], told["second run"]) == ("spectral-signatures", "AUROC", "0.60")
+    said = {"apart": "prune", "apart_first": "0.40", "apart_second": "0.45", "apart_others": "n/a", "apart_count": "1"}
+    assert sweeps.numbers_of_runs(found) == said
     once = found[~chapter.once_more(found)]
+    assert set(sweeps.numbers_of_runs(once).values()) == {"n/a", "0"}
     assert list(sweeps.elsewhere(once)) == ["AddSent"]
     success, area = sweeps.expected(once, found)[2:]
     assert success[1:] == ("0.050", True) and area[1:] == ("0.300", False)

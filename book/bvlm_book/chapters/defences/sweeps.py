@@ -141,6 +141,21 @@ def runs_table(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def numbers_of_runs(results: pd.DataFrame) -> dict[str, str]:
+    """To be glued: the repair whose mean success differs most between two training runs, both means, by how much those
+    of the other repairs differ at most, and of how many experiments these are means. results: as for `two_runs`.
+    """
+    both = two_runs(results).query("moment == 'repair'")
+    means = both.groupby("named")[["first", "second"]].mean()
+    moved = (means["second"] - means["first"]).abs().sort_values(ascending=False)
+    most = means.loc[moved.index[0]] if len(moved) else pd.Series(dtype=float)
+    return {
+        "apart": ", ".join(moved.index[:1]) or "n/a", "apart_others": words.number(moved.iloc[1:].max()),
+        "apart_first": words.number(most.get("first")), "apart_second": words.number(most.get("second")),
+        "apart_count": str(len(both.groupby(chapter.EXPERIMENT))),
+    }  # fmt: skip
+
+
 def expected(results: pd.DataFrame, with_second: pd.DataFrame) -> list[tuple]:
     """What was expected where the core did not look, and what came of it, for `tables.told`. results: of `every`,
     without and with experiments that were trained once more.
