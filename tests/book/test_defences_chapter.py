@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters.defences import finding, helping, sweeps
+from bvlm_book.chapters.defences import finding, helping, runs, sweeps
 from bvlm_utils import defences
 from bvlm_utils.defences import records
 from bvlm_utils.store import records as stored
@@ -265,7 +265,7 @@ def test_experiments_on_which_few_defences_were_tried_have_a_table_of_their_own(
     (read,) = sweeps.elsewhere_table(found).to_dict("records")
     assert read == {"defence": "prune", "MABA": "0.80"} and sweeps.elsewhere_table(found[:0]).empty
     assert sweeps.as_in_the_core(found).to_dict() == {"prune": pytest.approx(0.4)}
-    (other, few_rows, *_) = sweeps.expected(found, found)
+    (other, few_rows) = sweeps.expected(found)
     assert other[1:] == ("0.400", False) and few_rows[1:] == ("", None)
 
 
@@ -280,15 +280,24 @@ def test_a_second_training_run_stands_beside_the_first_and_in_no_other_mean():
         line(1.0, defence="prune", params="{}", cell="g", seed=2, works=False),
     )  # fmt: skip
     assert set(found.loc[chapter.once_more(found), "run_id"]) == {"e", "g"} and not chapter.once_more(found[:1]).any()
-    repaired, told = sweeps.runs_table(found).to_dict("records")
+    repaired, told = runs.table(found).to_dict("records")
     assert repaired == {"defence": "prune", "measure": "success", "first run": "0.40", "second run": "0.45",
                         "furthest apart": "0.05", "experiments": "1"}  # fmt: skip
     assert (told["defence"], told["measure"], told["second run"]) == ("spectral-signatures", "AUROC", "0.60")
-    said = {"apart": "prune", "apart_first": "0.40", "apart_second": "0.45", "apart_others": "n/a", "apart_count": "1"}
-    assert sweeps.numbers_of_runs(found) == said
+    said = {"apart": "prune", "apart_first": "0.40", "apart_second": "0.45", "apart_others": "n/a"}
+    assert runs.numbers(found) == said | {"apart_cells": "1 experiment (targeted refusal)"}
     once = found[~chapter.once_more(found)]
-    assert set(sweeps.numbers_of_runs(once).values()) == {"n/a", "0"}
+    assert set(runs.numbers(once).values()) == {"n/a", "0 experiments (n/a)"}
     assert list(sweeps.elsewhere(once)) == ["AddSent"]
-    success, area = sweeps.expected(once, found)[2:]
+    success, area = runs.expected(found)
     assert success[1:] == ("0.050", True) and area[1:] == ("0.300", False)
-    assert sweeps.expected(once, once)[2][1:] == ("", None) and sweeps.runs_table(once).empty
+    assert runs.expected(once)[0][1:] == ("", None) and runs.table(once).empty
+
+
+def test_a_second_run_with_all_defences_is_one_more_experiment_and_compared_too():
+    names = ("prune", "quantise", "truncate", "restore")
+    found = table(
+        *(line(v, defence=n, params="{}", cell=f"c{s}", seed=s) for s, v in ((0, 0.2), (1, 0.4)) for n in names)
+    )
+    assert not chapter.once_more(found).any() and set(runs.pairs(found)["second"]) == {0.4}
+    assert chapter.matrix(found).loc["prune", "BadNets-T"] == pytest.approx(0.3)

@@ -114,62 +114,12 @@ def as_in_the_core(results: pd.DataFrame) -> pd.Series:
     return (means[True] - means[False]).abs().dropna() if {True, False} <= set(means) else pd.Series(dtype=float)
 
 
-def two_runs(results: pd.DataFrame) -> pd.DataFrame:
-    """A line per defence as it is declared, its `measure` and experiment of which there are two training runs: what the
-    `first` gave and what the `second`. results: of `every`, with those that were trained once more.
-    """
-    rows = chapter.measured(results[chapter.meant(results) & ~chapter.adaptive(results)])
-    rows = rows[chapter.as_declared(rows) & ~rows["placebo"].astype(bool)]
-    parts = pd.concat([
-        chapter.numbers(chapter.acting(rows), chapter.ASR, triggered=True).assign(measure="success"),
-        chapter.numbers(rows[rows["moment"] != "repair"], "auroc").assign(measure="AUROC"),
-    ])  # fmt: skip
-    key = ["named", "moment", "measure", *chapter.EXPERIMENT]
-    run = chapter.once_more(results).reindex(parts.index).map({False: "first", True: "second"})
-    means = parts.groupby([*key, run], sort=False)["value"].mean().unstack()
-    return means.reindex(columns=["first", "second"]).dropna()
-
-
-def runs_table(results: pd.DataFrame) -> pd.DataFrame:
-    """To read: means over the same experiments of two training runs, and the largest difference of one experiment."""
-    lines = []
-    for (defence, measure), both in two_runs(results).groupby(["named", "measure"], sort=False):
-        apart = (both["second"] - both["first"]).abs().max()
-        numbers = {"first run": both["first"].mean(), "second run": both["second"].mean(), "furthest apart": apart}
-        texts = {title: words.number(value) for title, value in numbers.items()}
-        lines.append({"defence": defence, "measure": measure} | texts | {"experiments": str(len(both))})
-    return pd.DataFrame(lines)
-
-
-def numbers_of_runs(results: pd.DataFrame) -> dict[str, str]:
-    """To be glued: the repair whose mean success differs most between two training runs, both means, by how much those
-    of the other repairs differ at most, and of how many experiments these are means. results: as for `two_runs`.
-    """
-    both = two_runs(results).query("moment == 'repair'")
-    means = both.groupby("named")[["first", "second"]].mean()
-    moved = (means["second"] - means["first"]).abs().sort_values(ascending=False)
-    most = means.loc[moved.index[0]] if len(moved) else pd.Series(dtype=float)
-    return {
-        "apart": ", ".join(moved.index[:1]) or "n/a", "apart_others": words.number(moved.iloc[1:].max()),
-        "apart_first": words.number(most.get("first")), "apart_second": words.number(most.get("second")),
-        "apart_count": str(len(both.groupby(chapter.EXPERIMENT))),
-    }  # fmt: skip
-
-
-def expected(results: pd.DataFrame, with_second: pd.DataFrame) -> list[tuple]:
-    """What was expected where the core did not look, and what came of it, for `tables.told`. results: of `every`,
-    without and with experiments that were trained once more.
-    """
+def expected(results: pd.DataFrame) -> list[tuple]:
+    """What was expected where the core did not look, and what came of it, for `tables.told`. results: of `every`."""
     lost = knowing.few_rows(results).reindex(["activation-clustering", "spectral-signatures"]).dropna()
-    both = two_runs(with_second).groupby(["named", "moment", "measure"])[["first", "second"]].mean()
-    moved = (both["second"] - both["first"]).abs()
-    of = moved.index.get_level_values
-    repaired, told_apart = moved[of("moment") == "repair"], moved[of("measure") == "AUROC"]
     lines = [
         ("the other attacks: success after each repair within 0.20 of the core's", as_in_the_core(results), le, 0.2),
         ("few rows: clustering and spectral signatures lose 0.10 of AUROC or more", lost, ge, 0.1),
-        ("another training run: success after each repair within 0.10 of the first's", repaired, le, 0.1),
-        ("another training run: AUROC of each detector within 0.05 of the first's", told_apart, le, 0.05),
     ]
     return [
         (text, words.span(values.round(3), 3) if len(values) else "",
